@@ -1,0 +1,47 @@
+# `make demo` and `make test` install what they need; nothing else has to be done first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON := $(firstword $(foreach p,python3.13 python3 python3.14 python3.12,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && command -v $(p))))
+BIN := .venv/bin
+
+.PHONY: help demo up test lint lock clean
+
+help:  ## show this list
+	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+demo: .venv  ## drop a dataset into the embedded stack and watch it become a model
+	$(BIN)/python -m local demo
+
+up: .venv  ## start the embedded stack and leave it running
+	$(BIN)/python -m local up
+
+test: .venv  ## every test that needs no account
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+lint: .venv  ## mend what the linters can mend, show the rest
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
+
+# The environment: development's packages, the command `tunedrop`, and the functions' layer as Lambda would see it.
+.venv: .venv/made
+.venv/made: tests/requirements.txt layers/dependencies/requirements.txt pyproject.toml .python-version
+	@test -n "$(PYTHON)" || { echo "Tunedrop needs Python 3.12 or newer (3.13 is what it deploys); none was found." >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --target .venv/layer/python -r layers/dependencies/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock: .venv  ## pin the newest versions of every dependency, with hashes
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-annotate --upgrade \
+	  --custom-compile-command 'make lock' -o tests/requirements.txt tests/requirements.in
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-annotate --upgrade \
+	  --custom-compile-command 'make lock' -c tests/requirements.txt \
+	  -o layers/dependencies/requirements.txt layers/dependencies/requirements.in
+
+clean:  ## remove what was installed and built
+	rm -rf .venv .aws-sam .local
