@@ -32,7 +32,7 @@ class Unauthorised(TunedropError):
 
 
 class UnknownOutcome(TunedropError):
-    """A creating call was neither accepted nor refused for certain: look before it is repeated, never repeat it blindly."""
+    """A creating call was neither accepted nor refused for certain: look before repeating it."""
 
 
 class Final(TunedropError):
@@ -57,7 +57,7 @@ class Rejected(Final):
 
 
 class Denied(Final):
-    """The provider refuses for a reason that is the operator's to mend: permission, quota, billing, a closed service."""
+    """The provider refuses for a reason the operator can mend: permission, quota, billing, a closed service."""
 
     state = "failed"
 
