@@ -1,0 +1,155 @@
+"""The bucket: conditional streaming reads, and the results written back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+from tunedrop.errors import Denied, Missing, Superseded, Transient, Unauthorised
+from tunedrop.secret_store import Secret
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CHUNK_BYTES = 1 << 20
+
+_GONE = ("404", "NoSuchKey", "NoSuchBucket")
+_CHANGED = ("412", "PreconditionFailed")
+_REFUSED = ("401", "Unauthorized", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object opened for reading: its eTag, its size in bytes, and its chunks, which can be read once."""
+
+    key: str
+    etag: str
+    size: int
+    chunks: Iterator[bytes]
+
+
+class Bucket(Protocol):
+    """The bucket that datasets are dropped into. Every method raises what :class:`S3Bucket`'s does."""
+
+    def open(self, key: str, etag: str | None = None) -> StoredObject:
+        """Opens an object, as the version ``etag`` where one is given."""
+
+    def write(self, key: str, body: bytes, content_type: str) -> None:
+        """Writes a whole object."""
+
+
+class S3Bucket:
+    """A bucket of R2, or of another S3-compatible store."""
+
+    def __init__(self, name: str, endpoint: str, credentials: Secret) -> None:
+        self._name = name
+        self._endpoint = endpoint
+        self._credentials = credentials
+        self._client: tuple[str, S3Client] | None = None
+
+    def open(self, key: str, etag: str | None = None) -> StoredObject:
+        """Opens an object for reading in chunks of 1 MiB; with ``etag`` (unquoted) only that version of it.
+
+        Raises:
+            Missing: there is no such object.
+            Superseded: it is another version by now.
+            Unauthorised, Denied: the store does not accept our credentials, or not for this.
+            Transient: the store did not answer properly; while reading, too.
+        """
+        condition: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
+        try:
+            answer = self._s3().get_object(Bucket=self._name, Key=key, **condition)
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error, key) from error
+        size = answer["ContentLength"]
+        return StoredObject(key, answer["ETag"].strip('"'), size, _chunks(answer["Body"], key, size))
+
+    def write(self, key: str, body: bytes, content_type: str) -> None:
+        """Writes a whole object; writing it again is harmless.
+
+        Raises:
+            Missing: there is no such bucket.
+            Unauthorised, Denied: the store does not accept our credentials, or not for this.
+            Transient: the store did not answer properly.
+        """
+        try:
+            self._s3().put_object(Bucket=self._name, Key=key, Body=body, ContentType=content_type)
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error, key) from error
+
+    def _s3(self) -> S3Client:
+        text = self._credentials.value()
+        if self._client is None or self._client[0] != text:
+            self._client = text, s3_client(self._endpoint, text)
+        return self._client[1]
+
+
+def s3_client(endpoint: str, credentials: str) -> S3Client:
+    """A client for R2 and its like; ``credentials`` is JSON of ``access_key_id`` and ``secret_access_key``.
+
+    Raises:
+        Unauthorised: the credentials cannot be read.
+    """
+    try:
+        keys = json.loads(credentials)
+        access_key_id, secret_access_key = str(keys["access_key_id"]), str(keys["secret_access_key"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unauthorised(
+            'the storage secret should read {"access_key_id": "...", "secret_access_key": "..."}'
+        ) from error
+    # R2 answers newer clients' checksums with errors unless they are sent only where S3 requires them:
+    # https://developers.cloudflare.com/r2/examples/aws/boto3/
+    config = Config(
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"mode": "standard", "max_attempts": 3},
+        connect_timeout=10,
+        read_timeout=60,
+        s3={"addressing_style": "path"},
+    )
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="auto",
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        config=config,
+    )
+
+
+def _chunks(body: Any, key: str, size: int) -> Iterator[bytes]:
+    read = 0
+    try:
+        for chunk in body.iter_chunks(CHUNK_BYTES):
+            read += len(chunk)
+            yield chunk
+    except (BotoCoreError, HTTPClientError) as error:
+        raise Transient(f"reading {key} broke off after {read} of {size} bytes ({type(error).__name__})") from error
+    if read != size:
+        raise Transient(f"reading {key} ended after {read} of {size} bytes")
+
+
+def _translated(error: ClientError | BotoCoreError, key: str) -> Exception:
+    if not isinstance(error, ClientError):
+        return Transient(f"the bucket did not answer ({type(error).__name__})")
+    code = error.response["Error"]["Code"]
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _GONE:
+        return Missing("object_missing", f"{key} is no longer in the bucket: drop it again if it is still wanted")
+    if code in _CHANGED:
+        return Superseded(
+            "object_changed", f"{key} was overwritten after this event; its newer version has its own run"
+        )
+    if code in _REFUSED:
+        return Unauthorised(f"the bucket refused our credentials ({code}): put valid ones into the storage secret")
+    if status == 403:
+        return Denied(
+            "storage_denied", f"the bucket's credentials may not do this with {key}: give them read and write"
+        )
+    return Transient(f"the bucket answered {status} {code}")

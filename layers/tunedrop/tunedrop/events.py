@@ -1,0 +1,183 @@
+"""Event notifications of a bucket, in the forms that stores send them, as one kind of value.
+
+Forms understood: the S3 envelope ``{"Records": [...]}`` (keys form-encoded), MinIO's variant of it, a native message of
+R2 (key as it is), and a list of any of these.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+from urllib.parse import unquote_plus
+
+from tunedrop.runs import run_id_of
+
+DATASET = ".jsonl"
+VALIDATION = ".validation.jsonl"
+SPECIFICATION = ".job.json"
+RESULTS = "results/"
+
+# https://developers.cloudflare.com/r2/buckets/event-notifications/
+_R2_CREATIONS = ("PutObject", "CopyObject", "CompleteMultipartUpload")
+_MAX_KEY_BYTES = 1024
+
+
+class MalformedEvent(ValueError):
+    """The body is no notification in a form that is understood; the message says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectEvent:
+    """Something happened to an object. ``occurred`` is the sequencer where there is one, else the time."""
+
+    bucket: str
+    key: str
+    etag: str
+    size: int | None
+    occurred: str
+    created: bool
+
+    def why_ignored(self, bucket: str) -> str | None:
+        """Why the event starts no run in ``bucket``'s pipeline; None where it does."""
+        if self.bucket != bucket:
+            return "another bucket"
+        if not self.created:
+            return "no object was created"
+        if self.key.startswith(RESULTS):
+            return "a result of Tunedrop's own"
+        if self.key.endswith(VALIDATION):
+            return "a validation set; it is read with its dataset"
+        if self.key.endswith(SPECIFICATION):
+            return "a job specification; it is read with its dataset"
+        if not self.key.endswith(DATASET):
+            return f"the key does not end in {DATASET}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What an execution is started with."""
+
+    run_id: str
+    bucket: str
+    key: str
+    etag: str
+    size: int | None
+
+    @classmethod
+    def of(cls, event: ObjectEvent) -> Self:
+        """The run that ``event`` stands for."""
+        run_id = run_id_of(event.bucket, event.key, event.etag, event.occurred)
+        return cls(run_id, event.bucket, event.key, event.etag, event.size)
+
+    @classmethod
+    def from_input(cls, given: Mapping[str, Any]) -> Self:
+        """Reads an execution's input; what the execution has added to it is passed over.
+
+        Raises:
+            MalformedEvent: a value is missing.
+        """
+        try:
+            return cls(given["run_id"], given["bucket"], given["key"], given["etag"], given.get("size"))
+        except KeyError as missing:
+            raise MalformedEvent(f"the execution's input has no {missing.args[0]}") from None
+
+    def to_input(self) -> str:
+        """The execution's input; the same request always reads the same, so that starting it twice is harmless."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def parse(body: bytes) -> list[ObjectEvent]:
+    """The events in a notification's body; ``s3:TestEvent`` has none.
+
+    Raises:
+        MalformedEvent: it is no notification, or an event in it lacks what it needs.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise MalformedEvent("the body is no JSON text") from None
+    return list(_events(value, "$"))
+
+
+def _events(value: Any, path: str) -> Iterator[ObjectEvent]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, list):
+                raise MalformedEvent(f"{path}[{index}]: a list inside a list")
+            yield from _events(item, f"{path}[{index}]")
+    elif not isinstance(value, dict):
+        raise MalformedEvent(f"{path}: an object or a list of objects is expected")
+    elif value.get("Event") == "s3:TestEvent":
+        return
+    elif isinstance(value.get("Records"), list):
+        for index, record in enumerate(value["Records"]):
+            yield _s3_record(record, f"{path}.Records[{index}]")
+    elif "action" in value and "object" in value:
+        yield _r2_message(value, path)
+    else:
+        raise MalformedEvent(f"{path}: neither an S3 envelope with Records nor an R2 message with action and object")
+
+
+def _s3_record(record: Any, path: str) -> ObjectEvent:
+    entity = _get(record, "s3", dict, path)
+    stored = _get(entity, "object", dict, f"{path}.s3")
+    created = "ObjectCreated:" in _get(record, "eventName", str, path)
+    key = _get(stored, "key", str, f"{path}.s3.object")
+    return ObjectEvent(
+        bucket=_get(_get(entity, "bucket", dict, f"{path}.s3"), "name", str, f"{path}.s3.bucket"),
+        key=_key(_decoded(key, f"{path}.s3.object.key"), f"{path}.s3.object.key"),
+        etag=_etag(stored, created, f"{path}.s3.object"),
+        size=_size(stored),
+        occurred=stored.get("sequencer") or _get(record, "eventTime", str, path),
+        created=created,
+    )
+
+
+def _r2_message(message: dict[str, Any], path: str) -> ObjectEvent:
+    stored = _get(message, "object", dict, path)
+    created = message["action"] in _R2_CREATIONS
+    return ObjectEvent(
+        bucket=_get(message, "bucket", str, path),
+        key=_key(_get(stored, "key", str, f"{path}.object"), f"{path}.object.key"),
+        etag=_etag(stored, created, f"{path}.object"),
+        size=_size(stored),
+        occurred=_get(message, "eventTime", str, path),
+        created=created,
+    )
+
+
+def _get[Kind](value: Any, name: str, kind: type[Kind], path: str) -> Kind:
+    found = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(found, kind):
+        raise MalformedEvent(f"{path}.{name}: missing, or not of the expected type")
+    return found
+
+
+def _decoded(key: str, path: str) -> str:
+    try:
+        return unquote_plus(key, errors="strict")
+    except UnicodeDecodeError:
+        raise MalformedEvent(f"{path}: not the form-encoding of UTF-8 text") from None
+
+
+def _key(key: str, path: str) -> str:
+    try:
+        length = len(key.encode())
+    except UnicodeEncodeError:
+        raise MalformedEvent(f"{path}: not Unicode text") from None
+    if not 0 < length <= _MAX_KEY_BYTES:
+        raise MalformedEvent(f"{path}: a key has 1 to {_MAX_KEY_BYTES} bytes")
+    return key
+
+
+def _etag(stored: dict[str, Any], created: bool, path: str) -> str:
+    # Deletions carry no eTag; a creation without one could not be read conditionally.
+    return _get(stored, "eTag", str, path).strip('"') if created else str(stored.get("eTag") or "")
+
+
+def _size(stored: dict[str, Any]) -> int | None:
+    size = stored.get("size")
+    return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None

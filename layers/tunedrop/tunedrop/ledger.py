@@ -1,0 +1,236 @@
+"""The ledger of runs: what has been decided, so that a repeated step finds what an earlier attempt left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Protocol
+
+from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tunedrop.clock import now, timestamp
+from tunedrop.errors import Transient
+from tunedrop.runs import FINAL, Failure, Run
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+KEPT_DAYS = 400
+
+
+class UnknownRun(LookupError):
+    """The ledger holds no run of that id."""
+
+
+class Ledger(Protocol):
+    """What the steps of a run ask of the ledger. Every method raises Transient when it cannot be reached."""
+
+    def begin(self, run: Run) -> Run:
+        """Writes a new run, unless it is there already; returns what the ledger holds then."""
+
+    def get(self, run_id: str) -> Run:
+        """The run; raises UnknownRun."""
+
+    def update(self, run_id: str, **fields: Any) -> Run:
+        """Sets fields of a run that is not final; a final one stays as it is. Returns what the ledger holds then."""
+
+    def finish(self, run_id: str, state: str, error: Failure | None, **fields: Any) -> Run:
+        """Gives a run its final state, once: a later call changes nothing. Returns what the ledger holds then."""
+
+    def claim(self, content: str, run_id: str) -> str:
+        """Makes ``run_id`` the run that trains on ``content``, unless a run that is under way or succeeded holds it
+        already; returns the id of the run that holds it then."""
+
+    def intend(self, run_id: str, effect: str) -> float | None:
+        """Notes that ``effect`` is about to be brought about. None when it was not noted before; else the epoch second at
+        which it was, and nothing changes."""
+
+    def abandon(self, run_id: str, effect: str) -> None:
+        """Takes back an intent: the effect is known not to have come about."""
+
+    def delivered(self, run_id: str) -> frozenset[str]:
+        """The destinations that have accepted the run's notification."""
+
+    def deliver(self, run_id: str, destination: str) -> None:
+        """Notes that ``destination`` has accepted it."""
+
+
+class DynamoLedger:
+    """The ledger in a DynamoDB table whose only key is ``id``: ``run#ID`` for runs, ``content#HASH`` for claims.
+
+    Every write is one conditional write, so that of two attempts at the same time one sees what the other did.
+    """
+
+    def __init__(self, client: DynamoDBClient, table: str) -> None:
+        self._client = client
+        self._table = table
+
+    def begin(self, run: Run) -> Run:
+        """See :meth:`Ledger.begin`."""
+        item = {"id": f"run#{run.run_id}", **run.document()}
+        if self._put(item, "attribute_not_exists(id)", {}):
+            return run
+        return self.get(run.run_id)
+
+    def get(self, run_id: str) -> Run:
+        """See :meth:`Ledger.get`."""
+        return Run.from_document(self._item(run_id))
+
+    def update(self, run_id: str, **fields: Any) -> Run:
+        """See :meth:`Ledger.update`."""
+        return self._change(run_id, {**fields, "updated_at": timestamp(now())})
+
+    def finish(self, run_id: str, state: str, error: Failure | None, **fields: Any) -> Run:
+        """See :meth:`Ledger.finish`."""
+        if state not in FINAL:
+            raise ValueError(f"{state} is no final state")
+        at = now()
+        ended = {
+            "state": state,
+            "error": asdict(error) if error else None,
+            "updated_at": timestamp(at),
+            "finished_at": timestamp(at),
+            "expires_at": int(at) + KEPT_DAYS * 86_400,
+        }
+        return self._change(run_id, {**fields, **ended})
+
+    def claim(self, content: str, run_id: str) -> str:
+        """See :meth:`Ledger.claim`."""
+        item = {"id": f"content#{content}", "run_id": run_id, "expires_at": int(now()) + KEPT_DAYS * 86_400}
+        if self._put(item, "attribute_not_exists(id) OR run_id = :run_id", {":run_id": run_id}):
+            return run_id
+        holder = str(self._get(f"content#{content}").get("run_id", run_id))
+        try:
+            run = self.get(holder)
+        except UnknownRun:
+            return holder  # written a moment ago: its run is just beginning
+        if not run.is_final or run.state == "succeeded":
+            return holder
+        if self._put(item, "run_id = :run_id", {":run_id": holder}):
+            return run_id
+        return str(self._get(f"content#{content}").get("run_id", run_id))
+
+    def intend(self, run_id: str, effect: str) -> float | None:
+        """See :meth:`Ledger.intend`."""
+        name = _intent(effect)
+        try:
+            self._update(run_id, "SET #name = :at", "attribute_not_exists(#name)", {"#name": name}, {":at": now()})
+        except _Unchanged as unchanged:
+            return float(unchanged.item[name])
+        return None
+
+    def abandon(self, run_id: str, effect: str) -> None:
+        """See :meth:`Ledger.abandon`."""
+        self._update(run_id, "REMOVE #name", "attribute_exists(id)", {"#name": _intent(effect)}, {})
+
+    def delivered(self, run_id: str) -> frozenset[str]:
+        """See :meth:`Ledger.delivered`."""
+        return frozenset(self._item(run_id).get("delivered_to") or ())
+
+    def deliver(self, run_id: str, destination: str) -> None:
+        """See :meth:`Ledger.deliver`."""
+        self._update(run_id, "ADD #name :to", "attribute_exists(id)", {"#name": "delivered_to"}, {":to": {destination}})
+
+    def _change(self, run_id: str, fields: Mapping[str, Any]) -> Run:
+        names = {f"#{name}": name for name in fields}
+        values = {f":{name}": value for name, value in fields.items()}
+        sets = ", ".join(f"#{name} = :{name}" for name in fields)
+        # A run that is not final has a null where its end will be written, or nothing.
+        unfinished = (
+            "attribute_exists(id) AND (attribute_not_exists(finished_at) OR attribute_type(finished_at, :null))"
+        )
+        try:
+            item = self._update(run_id, f"SET {sets}", unfinished, names, {**values, ":null": "NULL"})
+        except _Unchanged as unchanged:
+            item = unchanged.item
+        return Run.from_document(item)
+
+    def _item(self, run_id: str) -> dict[str, Any]:
+        item = self._get(f"run#{run_id}")
+        if not item:
+            raise UnknownRun(run_id)
+        return item
+
+    def _get(self, key: str) -> dict[str, Any]:
+        answer = self._call("get_item", Key={"id": {"S": key}}, ConsistentRead=True)
+        return _deserialised(answer.get("Item", {}))
+
+    def _put(self, item: Mapping[str, Any], condition: str, values: Mapping[str, Any]) -> bool:
+        arguments: dict[str, Any] = {"Item": _serialised(item), "ConditionExpression": condition}
+        if values:
+            arguments["ExpressionAttributeValues"] = _serialised(values)
+        try:
+            self._call("put_item", **arguments)
+        except _Unchanged:
+            return False
+        return True
+
+    def _update(
+        self, run_id: str, change: str, condition: str, names: Mapping[str, str], values: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"ExpressionAttributeValues": _serialised(values)} if values else {}
+        try:
+            answer = self._call(
+                "update_item",
+                Key={"id": {"S": f"run#{run_id}"}},
+                UpdateExpression=change,
+                ConditionExpression=condition,
+                ExpressionAttributeNames=dict(names),
+                ReturnValues="ALL_NEW",
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                **arguments,
+            )
+        except _Unchanged as unchanged:
+            if not unchanged.item:
+                raise UnknownRun(run_id) from None
+            raise
+        return _deserialised(answer["Attributes"])
+
+    def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = getattr(self._client, operation)(TableName=self._table, **arguments)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code == "ConditionalCheckFailedException":
+                raise _Unchanged(_deserialised(error.response.get("Item", {}))) from None  # type: ignore[call-overload]
+            if code in ("ValidationException", "ResourceNotFoundException", "AccessDeniedException"):
+                raise  # a fault of ours or of the deployment, which no repetition mends
+            raise Transient(f"DynamoDB answered {code}") from error
+        except BotoCoreError as error:
+            raise Transient(f"DynamoDB did not answer ({type(error).__name__})") from error
+        return answer
+
+
+class _Unchanged(Exception):
+    """A condition did not hold; ``item`` is what the table holds."""
+
+    def __init__(self, item: dict[str, Any]) -> None:
+        super().__init__()
+        self.item = item
+
+
+def _intent(effect: str) -> str:
+    return f"intent_{effect}"
+
+
+def _serialised(values: Mapping[str, Any]) -> dict[str, Any]:
+    serialise = TypeSerializer().serialize
+    return {name: serialise(_with_decimals(value)) for name, value in values.items()}
+
+
+def _deserialised(item: Mapping[str, Any]) -> dict[str, Any]:
+    deserialise = TypeDeserializer().deserialize
+    return {name: _without_decimals(deserialise(value)) for name, value in item.items()}
+
+
+def _with_decimals(value: Any) -> Any:
+    # DynamoDB's own serialiser takes no float, lest it lose digits; the shortest text that reads back equal loses none.
+    return Decimal(repr(value)) if isinstance(value, float) else value
+
+
+def _without_decimals(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value

@@ -1,0 +1,94 @@
+"""A run: what becomes of one dropped dataset, from its event to its final state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+UNDER_WAY = ("received", "uploading", "waiting", "training")
+FINAL = (
+    "succeeded",
+    "failed",
+    "cancelled",
+    "rejected",
+    "duplicate",
+    "superseded",
+    "missing",
+    "over_budget",
+    "timed_out",
+)
+
+
+def run_id_of(bucket: str, key: str, etag: str, occurred: str) -> str:
+    """The id of the run that a notification stands for: the same notification, delivered twice, is the same run.
+
+    ``occurred`` is the event's sequencer where it has one, else its time. 32 hexadecimal digits: it names the execution
+    (at most 80 characters), the uploaded file and the folder of results.
+    """
+    # Lengths go in so that no two different events can read the same when joined.
+    parts = b"".join(b"%d:%s" % (len(part), part) for part in (p.encode() for p in (bucket, key, etag, occurred)))
+    return hashlib.sha256(parts).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run did not succeed; ``code`` is stable and for machines, ``message`` a sentence for a person."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The run document, the same in the ledger, the API and notifications.
+
+    Ids, counts and keys only: never a line of the dataset, never a secret. Times are ISO 8601 in UTC.
+    """
+
+    run_id: str
+    state: str
+    bucket: str
+    key: str
+    etag: str
+    size: int | None = None
+    provider: str | None = None
+    model: str | None = None
+    method: str | None = None
+    examples: int | None = None
+    tokens: int | None = None
+    estimated_cost_usd: float | None = None
+    file_id: str | None = None
+    validation_file_id: str | None = None
+    job_id: str | None = None
+    fine_tuned_model: str | None = None
+    trained_tokens: int | None = None
+    result_keys: tuple[str, ...] = ()
+    error: Failure | None = None
+    created_at: str
+    updated_at: str
+    finished_at: str | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can become of it any more."""
+        return self.finished_at is not None
+
+    def document(self) -> dict[str, Any]:
+        """The run as JSON values; what is not known is null."""
+        return {**asdict(self), "result_keys": list(self.result_keys)}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """The reverse of :meth:`document`; unknown keys (of a newer version) are passed over."""
+        known = {field.name: document[field.name] for field in fields(cls) if field.name in document}
+        error = known.get("error")
+        known["error"] = Failure(error["code"], error["message"]) if error else None
+        known["result_keys"] = tuple(known.get("result_keys") or ())
+        return cls(**known)
+
+
+def results_key(run_id: str, name: str) -> str:
+    """Where a run leaves the result called ``name``."""
+    return f"results/{run_id}/{name}"

@@ -1,0 +1,59 @@
+"""Secrets, from AWS Secrets Manager."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tunedrop.errors import Transient, Unauthorised
+
+if TYPE_CHECKING:
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+
+CACHE_SECONDS = 300
+
+
+class Secret(Protocol):
+    """A secret that can be asked for whenever it is needed."""
+
+    def value(self, *, fresh: bool = False) -> str:
+        """The secret; ``fresh`` passes over the cache, after it was refused."""
+
+
+class StoredSecret:
+    """One secret of Secrets Manager, cached for at most 300 s so that a rotated one is soon taken up."""
+
+    def __init__(self, client: SecretsManagerClient, arn: str) -> None:
+        self._client = client
+        self._arn = arn
+        self._value = ""
+        self._fetched = -float(CACHE_SECONDS)
+
+    def value(self, *, fresh: bool = False) -> str:
+        """The secret's text.
+
+        Raises:
+            Unauthorised: it holds no value yet, or we may not read it.
+            Transient: Secrets Manager could not be asked.
+        """
+        if fresh or time.monotonic() - self._fetched >= CACHE_SECONDS:
+            self._value = self._fetch()
+            self._fetched = time.monotonic()
+        return self._value
+
+    def _fetch(self) -> str:
+        try:
+            answer: dict[str, Any] = dict(self._client.get_secret_value(SecretId=self._arn))
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in ("ResourceNotFoundException", "AccessDeniedException", "DecryptionFailure"):
+                raise Unauthorised(
+                    f"the secret {self._arn} has no value that this function can read ({code}): "
+                    "put one with `aws secretsmanager put-secret-value`"
+                ) from error
+            raise Transient(f"Secrets Manager answered {code}") from error
+        except BotoCoreError as error:
+            raise Transient(f"Secrets Manager did not answer ({type(error).__name__})") from error
+        return str(answer["SecretString"])

@@ -1,0 +1,100 @@
+"""Settings: what each function reads from its environment, once, into one frozen value.
+
+The variables are those that ``template.yaml`` gives the function of the same name, written in capitals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+
+class MissingSetting(RuntimeError):
+    """A variable that the function needs is not set, or cannot be read as what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """Of ``functions/webhook``."""
+
+    bucket_name: str
+    webhook_secret_arn: str
+    state_machine_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSettings:
+    """Where the fine-tuning service is; an empty ``provider_base_url`` means the profile's own."""
+
+    provider: str
+    provider_secret_arn: str
+    provider_base_url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """Where the bucket is."""
+
+    storage_endpoint: str
+    storage_secret_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSettings:
+    """Where the ledger is."""
+
+    ledger_table: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What bounds a run: hours until it is timed out."""
+
+    run_deadline_hours: float
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSettings:
+    """What a job specification leaves out: its base model, and US dollars that a run may cost (0 = no limit)."""
+
+    default_model: str
+    max_cost_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotifySettings:
+    """Of ``functions/notify``."""
+
+    notification_secret_arn: str
+    notify_queue_url: str
+    allow_plain_http: bool = False
+
+
+def load[Settings](kind: type[Settings], environment: Mapping[str, str]) -> Settings:
+    """Reads the settings of ``kind`` from ``environment``.
+
+    Raises:
+        MissingSetting: a variable is missing, empty without a default, or of the wrong form; the message names it.
+    """
+    values: dict[str, str | float | bool] = {}
+    for field in fields(kind):  # type: ignore[arg-type]  # a type variable cannot be bound to "a dataclass"
+        name = field.name.upper()
+        text = environment.get(name, "")
+        if text:
+            values[field.name] = _read(name, text, str(field.type))
+        elif field.default is field.default_factory:  # both are dataclasses.MISSING: there is no default
+            raise MissingSetting(f"the environment variable {name} is not set; template.yaml says what it should hold")
+    return kind(**values)
+
+
+def _read(name: str, text: str, kind: str) -> str | float | bool:
+    if kind == "bool":
+        if text not in ("true", "false"):
+            raise MissingSetting(f"the environment variable {name} must be true or false")
+        return text == "true"
+    if kind == "float":
+        try:
+            return float(text)
+        except ValueError:
+            raise MissingSetting(f"the environment variable {name} must be a number") from None
+    return text
