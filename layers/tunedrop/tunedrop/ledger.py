@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
@@ -44,11 +45,17 @@ class Ledger(Protocol):
         already; returns the id of the run that holds it then."""
 
     def intend(self, run_id: str, effect: str) -> float | None:
-        """Notes that ``effect`` is about to be brought about. None when it was not noted before; else the epoch second at
-        which it was, and nothing changes."""
+        """Notes that ``effect`` is about to be brought about. None when it was not noted before; else the epoch second
+        at which it was, and nothing changes."""
 
     def abandon(self, run_id: str, effect: str) -> None:
         """Takes back an intent: the effect is known not to have come about."""
+
+    def plan(self, run_id: str, parameters: Mapping[str, Any]) -> None:
+        """Notes what the run's job is to be created with, in the words of the fine-tuning API."""
+
+    def planned(self, run_id: str) -> dict[str, Any]:
+        """What :meth:`plan` noted last."""
 
     def delivered(self, run_id: str) -> frozenset[str]:
         """The destinations that have accepted the run's notification."""
@@ -125,6 +132,16 @@ class DynamoLedger:
         """See :meth:`Ledger.abandon`."""
         self._update(run_id, "REMOVE #name", "attribute_exists(id)", {"#name": _intent(effect)}, {})
 
+    def plan(self, run_id: str, parameters: Mapping[str, Any]) -> None:
+        """See :meth:`Ledger.plan`."""
+        text = json.dumps(parameters)  # as text, numbers stay what they are
+        self._update(run_id, "SET #name = :text", "attribute_exists(id)", {"#name": "job_parameters"}, {":text": text})
+
+    def planned(self, run_id: str) -> dict[str, Any]:
+        """See :meth:`Ledger.planned`."""
+        parameters: dict[str, Any] = json.loads(self._item(run_id)["job_parameters"])
+        return parameters
+
     def delivered(self, run_id: str) -> frozenset[str]:
         """See :meth:`Ledger.delivered`."""
         return frozenset(self._item(run_id).get("delivered_to") or ())
@@ -194,7 +211,7 @@ class DynamoLedger:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code == "ConditionalCheckFailedException":
-                raise _Unchanged(_deserialised(error.response.get("Item", {}))) from None  # type: ignore[call-overload]
+                raise _Unchanged(_deserialised(cast(dict[str, Any], error.response).get("Item", {}))) from None
             if code in ("ValidationException", "ResourceNotFoundException", "AccessDeniedException"):
                 raise  # a fault of ours or of the deployment, which no repetition mends
             raise Transient(f"DynamoDB answered {code}") from error

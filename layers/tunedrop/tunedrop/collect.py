@@ -1,0 +1,148 @@
+"""Collecting: whatever became of the run, bring its results home and write its final state."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tunedrop.bucket import Bucket
+from tunedrop.errors import Final, TunedropError
+from tunedrop.ledger import Ledger
+from tunedrop.provider import Provider, ProviderJob
+from tunedrop.runs import FINAL, Failure, Run, results_key
+from tunedrop.texts import subject_of, text_of
+
+ENDED = ("succeeded", "failed", "cancelled")
+TRIES = 3
+PAUSE_SECONDS = 1.0
+
+_logger = logging.getLogger("tunedrop")
+
+# What a person reads for a step that did not end by itself, by the error's name in Step Functions.
+_DEATHS = {
+    "Sandbox.Timedout": "a step of the run took longer than its function may",
+    "States.Timeout": "a step of the run took longer than it may",
+    "Runtime.ExitError": "a step of the run crashed again and again",
+    "Runtime.OutOfMemory": "a step of the run needed more memory than its function has",
+    "Transient": "a service that the run needs stayed out of reach",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the steps before ended: a final state, and why."""
+
+    state: str
+    error: Failure | None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Outcome:
+        """Reads the execution's data: a step that failed for good left ``failure``, any other its ``answer``."""
+        failure = given.get("failure")
+        if failure:
+            name = str(failure.get("Error"))
+            what = _DEATHS.get(name, f"a step of the run failed unexpectedly ({name})")
+            return cls("failed", Failure(name, f"{what}; its log has the details, and the file can be dropped again"))
+        answer = given.get("answer", {})
+        error = answer.get("error")
+        state = answer.get("state")
+        if state not in FINAL:
+            return cls("failed", Failure("no_final_state", f"the last step ended in {state}, which is no final state"))
+        return cls(state, Failure(error["code"], error["message"]) if error else None)
+
+
+def collect_results(
+    run: Run, outcome: Outcome, *, provider: Provider, bucket: Bucket, ledger: Ledger
+) -> dict[str, Any]:
+    """Ends the run and answers what is published: ``run``, ``subject``, ``cause`` and ``message``.
+
+    A run that ends while its job is still under way has the job cancelled first, so that it costs nothing more; a job
+    that turns out to have succeeded makes the run a success. What cannot be fetched of a job that has ended is left out:
+    it never turns a paid success into a failure.
+
+    Raises:
+        Transient, Throttled, Unauthorised: the job could not be looked at or cancelled, or the ledger not be written; the
+            state machine repeats the step.
+    """
+    if not run.is_final:
+        run = _end(run, outcome, provider, bucket, ledger)
+    text = text_of(run)
+    return {
+        "run": run.document(),
+        "subject": subject_of(run),
+        "cause": run.error.message if run.error else run.state,
+        "message": {"default": json.dumps(run.document()), "email": text},
+    }
+
+
+def _end(run: Run, outcome: Outcome, provider: Provider, bucket: Bucket, ledger: Ledger) -> Run:
+    try:
+        job = _job(run, outcome, provider)
+    except Final as error:
+        # The service denies us the job: what the steps before found out stands.
+        _logger.warning("the job could not be looked at: %s", error, extra={"run_id": run.run_id})
+        job = None
+    fields: dict[str, Any] = {}
+    state, error = outcome.state, outcome.error
+    if job is not None:
+        fields["job_id"] = job.id
+        if job.status == "succeeded" and job.fine_tuned_model:
+            state, error = "succeeded", None
+            fields |= {"fine_tuned_model": job.fine_tuned_model, "trained_tokens": job.trained_tokens}
+        fields["result_keys"] = [*run.result_keys, *_save(run, job, provider, bucket)]
+    return ledger.finish(run.run_id, state, error, **fields)
+
+
+def _job(run: Run, outcome: Outcome, provider: Provider) -> ProviderJob | None:
+    """The run's job in an ended state, if it has one."""
+    job: ProviderJob | None
+    if run.job_id:
+        job = provider.job(run.job_id)
+    elif run.file_id and outcome.state in ("failed", "timed_out"):
+        # The creating step may have died between creating the job and recording it.
+        jobs = provider.jobs_on(run.file_id)
+        for surplus in jobs[1:]:
+            provider.cancel_job(surplus.id)
+        job = jobs[0] if jobs else None
+    else:
+        return None
+    if job is not None and job.status not in ENDED:
+        job = provider.cancel_job(job.id)
+    return job
+
+
+def _save(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> list[str]:
+    saved = []
+
+    def save(name: str, content_type: str, content: Callable[[], bytes]) -> None:
+        key = results_key(run.run_id, name)
+        if _managed(lambda: bucket.write(key, content(), content_type), key):
+            saved.append(key)
+
+    save("job.json", "application/json", lambda: json.dumps(dict(job.document), indent=2).encode())
+    save("events.jsonl", "application/jsonl", lambda: _lines(provider.events(job.id)))
+    for number, file_id in enumerate(job.result_files):
+        name = "metrics.csv" if number == 0 else f"metrics-{number + 1}.csv"
+        save(name, "text/csv", partial(provider.content, file_id))
+    return saved
+
+
+def _managed(effect: Callable[[], None], key: str) -> bool:
+    for attempt in range(TRIES):
+        try:
+            effect()
+        except TunedropError as error:
+            _logger.warning("%s could not be written (attempt %d): %s", key, attempt + 1, error)
+            time.sleep(PAUSE_SECONDS * attempt)
+        else:
+            return True
+    return False
+
+
+def _lines(values: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(value).encode() + b"\n" for value in values)

@@ -1,0 +1,71 @@
+"""Creating the job: the one step that costs money, and therefore happens once."""
+
+from __future__ import annotations
+
+from tunedrop.errors import Denied, Rejected, Throttled, Unauthorised
+from tunedrop.ledger import Ledger
+from tunedrop.provider import Provider, ProviderJob
+from tunedrop.runs import Run
+from tunedrop.steps import Done, Wait, next_look_seconds
+
+EFFECT = "create_job"
+PROCESSING_PAUSE_SECONDS = 5
+LAST_LOOK_SECONDS = 900
+"""A creation whose outcome is unknown is looked for so long before it is repeated: it can land after the client's
+time-out, and listings lag behind."""
+
+
+def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
+    """Makes sure that exactly one job trains on the run's file.
+
+    Looks before it creates. An intent in the ledger, written under a condition before the creating call, tells an
+    attempt that died in the middle from one that never was: after such a one nothing is created until the last look is
+    over.
+
+    Raises:
+        Rejected, Denied, Throttled, Unauthorised: the service refused; nothing was created.
+        UnknownOutcome: the service may have created it; the next call looks for it.
+        Transient: looking failed.
+    """
+    if run.job_id:
+        return Done("training")
+    assert run.file_id is not None, "the upload step records the file before it lets the run go on"  # noqa: S101
+    if provider.profile.waits_for_processed and not _processed(provider, run.file_id):
+        return Wait(PROCESSING_PAUSE_SECONDS, run.state)
+
+    jobs = provider.jobs_on(run.file_id)
+    if jobs:
+        return _adopt(run, jobs, provider, ledger)
+
+    since = ledger.intend(run.run_id, EFFECT)
+    if since is not None:
+        pause = next_look_seconds(since, LAST_LOOK_SECONDS)
+        if pause is not None:
+            return Wait(pause, run.state)
+        ledger.abandon(run.run_id, EFFECT)
+        ledger.intend(run.run_id, EFFECT)
+    try:
+        job = provider.create_job(**ledger.planned(run.run_id))
+    except (Rejected, Denied, Throttled, Unauthorised):
+        ledger.abandon(run.run_id, EFFECT)  # refused for certain
+        raise
+    return _record(run, job, ledger)
+
+
+def _processed(provider: Provider, file_id: str) -> bool:
+    status = provider.file(file_id).status
+    if status in ("error", "failed"):
+        raise Rejected("file_not_processed", "the fine-tuning service could not process the uploaded dataset")
+    return status == "processed"
+
+
+def _adopt(run: Run, jobs: list[ProviderJob], provider: Provider, ledger: Ledger) -> Done:
+    """Keeps the oldest job on the run's file; any other is one too many, and is cancelled."""
+    for surplus in jobs[1:]:
+        provider.cancel_job(surplus.id)
+    return _record(run, jobs[0], ledger)
+
+
+def _record(run: Run, job: ProviderJob, ledger: Ledger) -> Done:
+    ledger.update(run.run_id, state="training", job_id=job.id)
+    return Done("training")

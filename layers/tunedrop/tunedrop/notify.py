@@ -1,0 +1,147 @@
+"""Telling of a final state: signed webhooks, and text for Slack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import urllib3
+
+from tunedrop import signatures
+from tunedrop.clock import timestamp
+from tunedrop.ledger import Ledger, UnknownRun
+from tunedrop.runs import Run
+from tunedrop.texts import text_of
+
+TIMEOUT_SECONDS = 15
+FIRST_PAUSE_SECONDS = 30
+LONGEST_PAUSE_SECONDS = 4 * 3600
+
+_logger = logging.getLogger("tunedrop")
+
+
+class InvalidDestination(ValueError):
+    """The notification secret names an address that nothing can or may be sent to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where final states are delivered; ``secret`` signs what goes to a webhook, Slack needs none."""
+
+    url: str
+    secret: str | None
+
+    @property
+    def is_slack(self) -> bool:
+        """Whether it expects Slack's form of message."""
+        return urlsplit(self.url).hostname == "hooks.slack.com"
+
+    @property
+    def mark(self) -> str:
+        """Stands for the destination where its address must not be seen: a Slack address is a secret itself."""
+        return hashlib.sha256(self.url.encode()).hexdigest()[:16]
+
+
+class Sender(Protocol):
+    """What posts a message; raises NotDelivered unless it was accepted with 2xx."""
+
+    def post(self, url: str, headers: Mapping[str, str], body: str) -> None:
+        """Posts ``body`` to ``url``."""
+
+
+class NotDelivered(Exception):
+    """The destination did not accept the message."""
+
+
+class HttpSender:
+    """Posts over HTTP; follows no redirect, repeats nothing."""
+
+    def __init__(self) -> None:
+        self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=TIMEOUT_SECONDS))
+
+    def post(self, url: str, headers: Mapping[str, str], body: str) -> None:
+        """See :class:`Sender`."""
+        try:
+            answer = self._pool.request("POST", url, headers=dict(headers), body=body.encode(), redirect=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise NotDelivered(f"did not answer ({type(error).__name__})") from error
+        if not 200 <= answer.status < 300:
+            raise NotDelivered(f"answered {answer.status}")
+
+
+def destinations_of(text: str, *, allow_plain_http: bool = False) -> list[Destination]:
+    """The destinations in the notification secret.
+
+    Raises:
+        InvalidDestination: it cannot be read, or an address is not https; the address itself is not in the message.
+    """
+    try:
+        entries = json.loads(text)
+        found = [Destination(str(entry["url"]), entry.get("secret")) for entry in entries]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidDestination(
+            'the notification secret should read [{"url": "...", "secret": "whsec_..."}]'
+        ) from error
+    for number, destination in enumerate(found, 1):
+        scheme = urlsplit(destination.url).scheme
+        if scheme != "https" and not (scheme == "http" and allow_plain_http):
+            raise InvalidDestination(f"destination {number} of the notification secret is no https address")
+        if not destination.is_slack:
+            signatures.secrets_of(destination.secret or "")
+    return found
+
+
+def notify(run: Run, destinations: Iterable[Destination], *, sender: Sender, ledger: Ledger) -> bool:
+    """Tells every destination that has not accepted it yet; True when none is left.
+
+    The message's id is the same in every attempt, so that a receiver can tell a repetition.
+    """
+    done = _delivered(run, ledger)
+    missing = False
+    for destination in destinations:
+        if destination.mark in done:
+            continue
+        try:
+            sender.post(destination.url, *_message(run, destination))
+        except NotDelivered as error:
+            missing = True
+            _logger.warning("destination %s %s", destination.mark, error, extra={"run_id": run.run_id})
+        else:
+            _note(run, destination, ledger)
+    return not missing
+
+
+def pause_seconds(receptions: int) -> int:
+    """Seconds until the next attempt after ``receptions`` of the message: doubling from 30 s, at most 4 hours.
+
+    The 27 receptions that the queue allows (template.yaml) spread over three days.
+    """
+    return min(FIRST_PAUSE_SECONDS << min(receptions - 1, 30), LONGEST_PAUSE_SECONDS)
+
+
+def _message(run: Run, destination: Destination) -> tuple[dict[str, str], str]:
+    headers = {"content-type": "application/json", "user-agent": "tunedrop"}
+    if destination.is_slack:
+        return headers, json.dumps({"text": text_of(run)})
+    body = json.dumps({"type": f"run.{run.state}", "timestamp": timestamp(time.time()), "data": run.document()})
+    return headers | signatures.sign(destination.secret or "", f"msg_{run.run_id}", time.time(), body), body
+
+
+def _delivered(run: Run, ledger: Ledger) -> frozenset[str]:
+    try:
+        return ledger.delivered(run.run_id)
+    except UnknownRun:
+        return frozenset()
+
+
+def _note(run: Run, destination: Destination, ledger: Ledger) -> None:
+    try:
+        ledger.deliver(run.run_id, destination.mark)
+    except UnknownRun:
+        _logger.warning("the ledger holds no run %s", run.run_id)

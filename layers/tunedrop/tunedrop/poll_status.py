@@ -1,0 +1,57 @@
+"""Polling: how a job is doing, and when to ask again."""
+
+from __future__ import annotations
+
+import logging
+
+from tunedrop.clock import now
+from tunedrop.errors import Denied
+from tunedrop.ledger import Ledger
+from tunedrop.provider import Provider, ProviderJob
+from tunedrop.runs import Run
+from tunedrop.steps import Done, Wait
+
+SHORTEST_PAUSE_SECONDS = 15
+SHORTEST_PAUSE_NEAR_THE_END_SECONDS = 30
+LONGEST_PAUSE_SECONDS = 900
+
+UNDER_WAY = ("validating_files", "queued", "running", "paused", "pending")
+
+_logger = logging.getLogger("tunedrop")
+
+
+def poll_status(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
+    """Reads the job's state; waits while it is under way, which an unknown status counts as.
+
+    Raises:
+        Denied: the job failed; the service's own code and sentence are in it.
+        Transient, Throttled, Unauthorised: its state could not be read, which says nothing about the job.
+    """
+    assert run.job_id is not None, "the creation step records the job before it lets the run go on"  # noqa: S101
+    job = provider.job(run.job_id)
+    if job.status == "succeeded" and job.fine_tuned_model:
+        ledger.update(run.run_id, fine_tuned_model=job.fine_tuned_model, trained_tokens=job.trained_tokens)
+        return Done("succeeded", job.fine_tuned_model)
+    if job.status == "failed":
+        raise Denied(
+            job.error_code or "job_failed",
+            job.error_message or "the fine-tuning service failed the job and gave no reason",
+        )
+    if job.status == "cancelled":
+        return Done("cancelled")
+    if job.status not in (*UNDER_WAY, "succeeded"):
+        _logger.error("the job %s has the unknown status %s", job.id, job.status, extra={"alarm": "unknown_status"})
+    return Wait(pause_seconds(job), "training")
+
+
+def pause_seconds(job: ProviderJob) -> float:
+    """Seconds until the next poll.
+
+    Without an estimate a third of the job's age: short at first, growing. With one, half of what is left, so that the
+    polls draw closer as the end does; past the estimate, half of what it is overdue. At most 15 minutes.
+    """
+    if job.estimated_finish:
+        distance = abs(job.estimated_finish - now())
+        return min(max(distance / 2, SHORTEST_PAUSE_NEAR_THE_END_SECONDS), LONGEST_PAUSE_SECONDS)
+    age = now() - job.created_at
+    return min(max(age / 3, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)

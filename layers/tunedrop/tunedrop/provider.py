@@ -1,0 +1,352 @@
+"""The fine-tuning service, through the ``openai`` client.
+
+Everything that can go wrong comes out as one of :mod:`tunedrop.errors`. The client's own repetitions are off: it would
+re-post a paid creation up to three times with no idempotency key.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, Self
+
+import openai
+from openai.types import FileObject
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+
+from tunedrop.errors import Denied, Rejected, Throttled, Transient, TunedropError, Unauthorised, UnknownOutcome
+from tunedrop.providers import ProviderProfile, UnknownProvider
+from tunedrop.secret_store import Secret
+
+PURPOSE: Final = "fine-tune"
+PAGE = 100
+CALL_SECONDS = 60.0
+UPLOAD_SECONDS = 300.0  # for one read or write, not for the whole transfer
+DEFAULT_PAUSE_SECONDS = 30.0
+MAX_PAUSE_SECONDS = 3600.0
+
+# Codes of 429 answers that no patience mends: https://platform.openai.com/docs/guides/error-codes
+_OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderFile:
+    """A file that the service holds; ``created_at`` in epoch seconds."""
+
+    id: str
+    name: str
+    size: int
+    status: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderJob:
+    """A fine-tuning job as the service tells it; times in epoch seconds. ``document`` is the whole answer."""
+
+    id: str
+    status: str
+    model: str
+    training_file: str
+    created_at: int
+    estimated_finish: int | None
+    fine_tuned_model: str | None
+    trained_tokens: int | None
+    error_code: str | None
+    error_message: str | None
+    result_files: tuple[str, ...]
+    document: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, job: FineTuningJob) -> Self:
+        """The job in the client's form; fields that a compatible service leaves out are taken as absent."""
+        error = getattr(job, "error", None)
+        return cls(
+            id=job.id,
+            status=job.status,
+            model=job.model,
+            training_file=job.training_file,
+            created_at=job.created_at,
+            estimated_finish=getattr(job, "estimated_finish", None),
+            fine_tuned_model=getattr(job, "fine_tuned_model", None),
+            trained_tokens=getattr(job, "trained_tokens", None),
+            # Some services answer an empty error object for a job that is well.
+            error_code=getattr(error, "code", None),
+            error_message=getattr(error, "message", None),
+            result_files=tuple(getattr(job, "result_files", None) or ()),
+            document=job.to_dict(mode="json"),
+        )
+
+
+class Provider(Protocol):
+    """The fine-tuning service, as the steps of a run use it.
+
+    Reading raises Transient, Throttled, Unauthorised, Denied or Rejected; creating UnknownOutcome instead of Transient.
+    """
+
+    profile: ProviderProfile
+
+    def files_named(self, name: str) -> list[ProviderFile]:
+        """Every file of that name, oldest first."""
+
+    def upload(self, name: str, chunks: Iterable[bytes], size: int) -> ProviderFile:
+        """Uploads a dataset of ``size`` bytes, as it is read."""
+
+    def file(self, file_id: str) -> ProviderFile:
+        """A file's state."""
+
+    def delete_file(self, file_id: str) -> None:
+        """Deletes a file; one that is gone is no fault."""
+
+    def jobs_on(self, training_file: str) -> list[ProviderJob]:
+        """Every job that trains on that file, oldest first."""
+
+    def create_job(self, **parameters: Any) -> ProviderJob:
+        """Creates a job: this is what costs money."""
+
+    def job(self, job_id: str) -> ProviderJob:
+        """A job's state."""
+
+    def cancel_job(self, job_id: str) -> ProviderJob:
+        """Cancels a job; one that has ended stays as it is."""
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """A job's events, oldest first."""
+
+    def content(self, file_id: str) -> bytes:
+        """A result file's content."""
+
+
+class OpenAIProvider:
+    """Any service that the ``openai`` client can talk to."""
+
+    def __init__(self, profile: ProviderProfile, base_url: str, api_key: Secret) -> None:
+        """Raises :class:`~tunedrop.providers.UnknownProvider` where neither stack nor profile has a base URL."""
+        self.profile = profile
+        self._base_url = base_url or profile.base_url
+        if not self._base_url:
+            raise UnknownProvider(f"the provider {profile.name} needs the parameter ProviderBaseUrl")
+        self._api_key = api_key
+        self._client: tuple[str, openai.OpenAI] | None = None
+
+    def files_named(self, name: str) -> list[ProviderFile]:
+        """See :class:`Provider`; no filter of the listing is trusted."""
+        found = self._read(lambda client: _pages(client.files.list(limit=PAGE), FileObject))
+        return sorted((_file(f) for f in found if f.filename == name), key=_age)
+
+    def upload(self, name: str, chunks: Iterable[bytes], size: int) -> ProviderFile:
+        """See :class:`Provider`; memory does not grow with ``size``."""
+        body = io.BufferedReader(_Stream(chunks, size), buffer_size=1 << 16)
+
+        def create(client: openai.OpenAI) -> FileObject:
+            patient = client.with_options(timeout=UPLOAD_SECONDS)
+            return patient.files.create(file=(name, body, "application/jsonl"), purpose=PURPOSE)
+
+        # What was read of the dataset cannot be read again: no second try with a fresh key here.
+        return _file(self._create(create, FileObject, again=False))
+
+    def file(self, file_id: str) -> ProviderFile:
+        """See :class:`Provider`."""
+        return _file(self._read(lambda client: _expect(client.files.retrieve(file_id), FileObject)))
+
+    def delete_file(self, file_id: str) -> None:
+        """See :class:`Provider`."""
+
+        def delete(client: openai.OpenAI) -> None:
+            try:
+                client.files.delete(file_id)
+            except openai.NotFoundError:
+                return
+
+        self._read(delete)
+
+    def jobs_on(self, training_file: str) -> list[ProviderJob]:
+        """See :class:`Provider`; every job on every page is compared."""
+        found = self._read(lambda client: _pages(client.fine_tuning.jobs.list(limit=PAGE), FineTuningJob))
+        return sorted((ProviderJob.of(job) for job in found if job.training_file == training_file), key=_age)
+
+    def create_job(self, **parameters: Any) -> ProviderJob:
+        """See :class:`Provider`."""
+        return ProviderJob.of(self._create(lambda client: client.fine_tuning.jobs.create(**parameters), FineTuningJob))
+
+    def job(self, job_id: str) -> ProviderJob:
+        """See :class:`Provider`."""
+        return ProviderJob.of(
+            self._read(lambda client: _expect(client.fine_tuning.jobs.retrieve(job_id), FineTuningJob))
+        )
+
+    def cancel_job(self, job_id: str) -> ProviderJob:
+        """See :class:`Provider`."""
+
+        def cancel(client: openai.OpenAI) -> FineTuningJob:
+            try:
+                return _expect(client.fine_tuning.jobs.cancel(job_id), FineTuningJob)
+            except (openai.BadRequestError, openai.ConflictError):
+                # It has ended in the meantime: the service refuses, and its state says how it ended.
+                return _expect(client.fine_tuning.jobs.retrieve(job_id), FineTuningJob)
+
+        return ProviderJob.of(self._read(cancel))
+
+    def events(self, job_id: str) -> list[dict[str, Any]]:
+        """See :class:`Provider`."""
+        listed = self._read(
+            lambda client: _pages(client.fine_tuning.jobs.list_events(job_id, limit=PAGE), FineTuningJobEvent)
+        )
+        return [event.to_dict(mode="json") for event in reversed(listed)]
+
+    def content(self, file_id: str) -> bytes:
+        """See :class:`Provider`."""
+        return self._read(lambda client: client.files.content(file_id).read())
+
+    def _create[Created](
+        self, call: Callable[[openai.OpenAI], Created], kind: type[Created], *, again: bool = True
+    ) -> Created:
+        return self._authorised(lambda client: _expect(call(client), kind), creating=True, again=again)
+
+    def _read[Read](self, call: Callable[[openai.OpenAI], Read]) -> Read:
+        return self._authorised(call, creating=False, again=True)
+
+    def _authorised[Answer](self, call: Callable[[openai.OpenAI], Answer], *, creating: bool, again: bool) -> Answer:
+        key = self._api_key.value()
+        try:
+            return _translated(lambda: call(self._openai(key)), creating=creating)
+        except Unauthorised:
+            fresh = self._api_key.value(fresh=True)
+            if fresh == key or not again:
+                raise
+        # The key was rotated. A call that was refused for its key has done nothing, a creating one neither.
+        return _translated(lambda: call(self._openai(fresh)), creating=creating)
+
+    def _openai(self, key: str) -> openai.OpenAI:
+        if self._client is None or self._client[0] != key:
+            self._client = key, openai.OpenAI(api_key=key, base_url=self._base_url, max_retries=0, timeout=CALL_SECONDS)
+        return self._client[1]
+
+
+class _UnreadableAnswer(Exception):
+    """The service answered something that is not what its API promises."""
+
+
+class _Stream(io.RawIOBase):
+    """Chunks as a file of known size that can be read once; the client asks for its size by seeking."""
+
+    def __init__(self, chunks: Iterable[bytes], size: int) -> None:
+        super().__init__()
+        self._chunks = iter(chunks)
+        self._rest = memoryview(b"")
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        target = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
+        if target not in (self._position, self._size):
+            raise io.UnsupportedOperation("what was read is gone")
+        return target
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        self._position += count
+        return count
+
+
+def _file(file: FileObject) -> ProviderFile:
+    return ProviderFile(file.id, file.filename, file.bytes, file.status, file.created_at)
+
+
+def _age(thing: ProviderFile | ProviderJob) -> tuple[int, str]:
+    # Creation times count whole seconds; of two in one second the smaller id counts as the older.
+    return thing.created_at, thing.id
+
+
+def _expect[Kind](answer: object, kind: type[Kind]) -> Kind:
+    # The client hands an HTML page with status 200 through as text, and an empty object as a model without its fields.
+    if not isinstance(answer, kind) or not getattr(answer, "id", None):
+        raise _UnreadableAnswer
+    return answer
+
+
+def _pages[Item](first: Iterable[Item], kind: type[Item]) -> list[Item]:
+    if isinstance(first, str):
+        raise _UnreadableAnswer
+    seen: dict[str, Item] = {}
+    for item in first:
+        found = _expect(item, kind)
+        key = str(getattr(found, "id", ""))
+        if key in seen:
+            break  # a service that repeats its pages would otherwise be read for ever
+        seen[key] = found
+    return list(seen.values())
+
+
+def _translated[Answer](call: Callable[[], Answer], *, creating: bool) -> Answer:
+    """Makes the call; whatever it raises comes out as an error of ours."""
+    unknown = UnknownOutcome if creating else Transient
+    try:
+        return call()
+    except TunedropError:
+        raise  # of the bucket, from which an upload reads while it sends
+    except openai.APIStatusError as error:
+        raise _status_error(error, unknown) from error
+    except openai.APIConnectionError as error:
+        cause = error.__cause__
+        if isinstance(cause, TunedropError):
+            raise cause from None
+        raise unknown(f"the fine-tuning service did not answer ({type(error).__name__})") from error
+    except (openai.OpenAIError, _UnreadableAnswer, AttributeError, TypeError, ValueError) as error:
+        # An HTML page, an empty or a cut body: the client lets each through in another way.
+        raise unknown(f"the fine-tuning service answered something unreadable ({type(error).__name__})") from error
+
+
+def _status_error(error: openai.APIStatusError, unknown: type[UnknownOutcome | Transient]) -> TunedropError:
+    status, code = error.status_code, str(error.code or error.type or "")
+    said = " ".join(_message(error).split())[:300]
+    if status == 401:
+        # The service's own sentence quotes part of the key.
+        return Unauthorised(
+            "the fine-tuning service refused our API key (401): put a valid one into the provider secret"
+        )
+    if status == 403:
+        return Denied("provider_denied", f"the fine-tuning service does not permit this (403): {said}")
+    if status == 429 and code in _OUT_OF_MONEY:
+        return Denied(code, f"the account at the fine-tuning service is out of quota: {said}")
+    if status == 429:
+        return Throttled("the fine-tuning service asks for a pause (429)", _pause(error.response.headers))
+    if status == 404 and code == "model_not_found":
+        return Rejected(code, f"the fine-tuning service does not know the model; name another: {said}")
+    if status in (400, 404, 409, 413, 415, 422) and not (status == 409 and unknown is UnknownOutcome):
+        return Rejected(code or f"http_{status}", f"the fine-tuning service refused the request ({status}): {said}")
+    return unknown(f"the fine-tuning service answered {status}")
+
+
+def _message(error: openai.APIStatusError) -> str:
+    body = error.body
+    return str(body.get("message", "")) if isinstance(body, dict) else ""
+
+
+def _pause(headers: Mapping[str, str]) -> float:
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(seconds):
+            return min(max(seconds, 1.0), MAX_PAUSE_SECONDS)
+    return DEFAULT_PAUSE_SECONDS

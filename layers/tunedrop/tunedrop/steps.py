@@ -1,0 +1,78 @@
+"""What the steps of a run have in common: how a step's outcome becomes an answer to the state machine."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tunedrop.clock import now, seconds
+from tunedrop.errors import Final, Throttled, TimedOut, Unauthorised, UnknownOutcome
+from tunedrop.runs import Run
+
+UNAUTHORISED_PAUSE_SECONDS = 300
+FIRST_LOOK_SECONDS = 5
+LONGEST_LOOK_SECONDS = 120
+
+_logger = logging.getLogger("tunedrop")
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The step wants to be asked again in ``seconds``."""
+
+    seconds: float
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The step is done; the run goes on in ``state``. A final one leads to the collection of its results."""
+
+    state: str
+    fine_tuned_model: str | None = None
+
+
+def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> dict[str, Any]:
+    """Takes a step of ``run`` and answers the state machine.
+
+    The answer is ``run_id`` and ``state``, with ``wait_seconds`` (a whole number of at least 1) when the step wants to
+    be asked again, ``error`` when it has ended the run, ``fine_tuned_model`` once there is one. A run that is older than
+    its deadline is timed out instead of stepping on.
+
+    Raises:
+        Transient: the state machine repeats the step.
+    """
+    answer: dict[str, Any] = {"run_id": run.run_id, "state": run.state}
+    try:
+        if now() > seconds(run.created_at) + deadline_hours * 3600:
+            raise TimedOut("deadline", f"the run did not end within its {deadline_hours:g} hours")
+        outcome = step()
+    except Final as error:
+        return answer | {"state": error.state, "error": {"code": error.code, "message": error.message}}
+    except Throttled as error:
+        outcome = Wait(error.wait_seconds, run.state)
+    except Unauthorised:
+        # Nothing is lost by waiting, and what is lost by ending cannot be had back: an operator can still mend it.
+        _logger.exception("credentials were refused", extra={"alarm": "unauthorised", "run_id": run.run_id})
+        outcome = Wait(UNAUTHORISED_PAUSE_SECONDS, run.state)
+    except UnknownOutcome as error:
+        _logger.warning("%s; looking again before anything is repeated", error, extra={"run_id": run.run_id})
+        outcome = Wait(FIRST_LOOK_SECONDS, run.state)
+    if isinstance(outcome, Wait):
+        return answer | {"state": outcome.state, "wait_seconds": max(1, math.ceil(outcome.seconds))}
+    model = {"fine_tuned_model": outcome.fine_tuned_model} if outcome.fine_tuned_model else {}
+    return answer | {"state": outcome.state} | model
+
+
+def next_look_seconds(since: float, last_look_seconds: float) -> float | None:
+    """Seconds until a lost creation is looked for again, ``since`` epoch seconds; growing, at most 120.
+
+    None when the last look, ``last_look_seconds`` after it, is over.
+    """
+    waited = now() - since
+    if waited >= last_look_seconds:
+        return None
+    return min(max(waited, FIRST_LOOK_SECONDS), LONGEST_LOOK_SECONDS, max(last_look_seconds - waited, 1))
