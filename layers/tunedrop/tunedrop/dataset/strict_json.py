@@ -1,0 +1,58 @@
+"""JSON as RFC 8259 has it, and no deeper than is wise."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from itertools import accumulate
+from typing import Any
+
+import msgspec
+
+#: Levels of nesting that are accepted.
+MAX_DEPTH = 128
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+
+
+class Malformed(Exception):
+    """The text is no JSON value: ``code`` and ``message`` of the finding, and where known the byte, from 0."""
+
+    def __init__(self, code: str, message: str, position: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.position = position
+
+
+def too_deep(text: bytes) -> bool:
+    """Whether brackets outside of strings open more than MAX_DEPTH levels."""
+    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+        return False
+    steps = array("b", _STRING.sub(b"", text).translate(_BRACKETS, _NO_BRACKETS))
+    return max(accumulate(steps), default=0) > MAX_DEPTH
+
+
+def parse(text: bytes) -> Any:
+    """The one JSON value in ``text``; raises Malformed."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed("not_utf8", "a byte is not UTF-8; save the file as UTF-8", error.start) from None
+    if too_deep(text):
+        raise Malformed("nesting_too_deep", f"nested deeper than {MAX_DEPTH} levels; flatten the value")
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.ValidationError:
+        raise Malformed("invalid_json", "a number is out of range; write it as text") from None
+    except msgspec.DecodeError as error:
+        raise Malformed("invalid_json", _sentence(str(error))) from None
+
+
+def _sentence(reason: str) -> str:
+    """The parser's reason, with its place as people count: from 1."""
+    reason = reason.removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
+    reason = re.sub(r"\(byte (\d+)\)", lambda place: f"at byte {int(place[1]) + 1} of the line", reason)
+    return f"not one JSON value: {reason}; write each example as one JSON object on one line"
