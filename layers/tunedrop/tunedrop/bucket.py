@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +12,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
 from tunedrop.errors import Denied, Missing, Superseded, Transient, Unauthorised
-from tunedrop.secret_store import Secret
+from tunedrop.secret_store import Secret, StoredSecret
+from tunedrop.settings import StorageSettings, load
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -88,6 +89,12 @@ class S3Bucket:
         if self._client is None or self._client[0] != text:
             self._client = text, s3_client(self._endpoint, text)
         return self._client[1]
+
+
+def connect(environment: Mapping[str, str]) -> S3Bucket:
+    """The bucket that ``environment`` names."""
+    settings = load(StorageSettings, environment)
+    return S3Bucket(settings.bucket_name, settings.storage_endpoint, StoredSecret(settings.storage_secret_arn))
 
 
 def s3_client(endpoint: str, credentials: str) -> S3Client:

@@ -62,12 +62,12 @@ def collect_results(
     """Ends the run and answers what is published: ``run``, ``subject``, ``cause`` and ``message``.
 
     A run that ends while its job is still under way has the job cancelled first, so that it costs nothing more; a job
-    that turns out to have succeeded makes the run a success. What cannot be fetched of a job that has ended is left out:
-    it never turns a paid success into a failure.
+    that turns out to have succeeded makes the run a success. What cannot be fetched of a job that has ended is left
+    out: it never turns a paid success into a failure.
 
     Raises:
-        Transient, Throttled, Unauthorised: the job could not be looked at or cancelled, or the ledger not be written; the
-            state machine repeats the step.
+        Transient, Throttled, Unauthorised: the job could not be looked at or cancelled, or the ledger not be written;
+            the state machine repeats the step.
     """
     if not run.is_final:
         run = _end(run, outcome, provider, bucket, ledger)
@@ -83,9 +83,9 @@ def collect_results(
 def _end(run: Run, outcome: Outcome, provider: Provider, bucket: Bucket, ledger: Ledger) -> Run:
     try:
         job = _job(run, outcome, provider)
-    except Final as error:
+    except Final as denied:
         # The service denies us the job: what the steps before found out stands.
-        _logger.warning("the job could not be looked at: %s", error, extra={"run_id": run.run_id})
+        _logger.warning("the job could not be looked at: %s", denied, extra={"run_id": run.run_id})
         job = None
     fields: dict[str, Any] = {}
     state, error = outcome.state, outcome.error

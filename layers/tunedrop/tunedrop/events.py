@@ -7,12 +7,12 @@ R2 (key as it is), and a list of any of these.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote_plus
 
-from tunedrop.runs import run_id_of
+from tunedrop.runs import RunRequest, run_id_of
 
 DATASET = ".jsonl"
 VALIDATION = ".validation.jsonl"
@@ -39,6 +39,11 @@ class ObjectEvent:
     occurred: str
     created: bool
 
+    def run_request(self) -> RunRequest:
+        """The run that this event stands for."""
+        run_id = run_id_of(self.bucket, self.key, self.etag, self.occurred)
+        return RunRequest(run_id, self.bucket, self.key, self.etag, self.size)
+
     def why_ignored(self, bucket: str) -> str | None:
         """Why the event starts no run in ``bucket``'s pipeline; None where it does."""
         if self.bucket != bucket:
@@ -54,39 +59,6 @@ class ObjectEvent:
         if not self.key.endswith(DATASET):
             return f"the key does not end in {DATASET}"
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """What an execution is started with."""
-
-    run_id: str
-    bucket: str
-    key: str
-    etag: str
-    size: int | None
-
-    @classmethod
-    def of(cls, event: ObjectEvent) -> Self:
-        """The run that ``event`` stands for."""
-        run_id = run_id_of(event.bucket, event.key, event.etag, event.occurred)
-        return cls(run_id, event.bucket, event.key, event.etag, event.size)
-
-    @classmethod
-    def from_input(cls, given: Mapping[str, Any]) -> Self:
-        """Reads an execution's input; what the execution has added to it is passed over.
-
-        Raises:
-            MalformedEvent: a value is missing.
-        """
-        try:
-            return cls(given["run_id"], given["bucket"], given["key"], given["etag"], given.get("size"))
-        except KeyError as missing:
-            raise MalformedEvent(f"the execution's input has no {missing.args[0]}") from None
-
-    def to_input(self) -> str:
-        """The execution's input; the same request always reads the same, so that starting it twice is harmless."""
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 def parse(body: bytes) -> list[ObjectEvent]:

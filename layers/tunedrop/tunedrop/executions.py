@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tunedrop.errors import Transient
-from tunedrop.events import RunRequest
+from tunedrop.runs import RunRequest
 
 if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient

@@ -8,12 +8,14 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import boto3
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tunedrop.clock import now, timestamp
 from tunedrop.errors import Transient
 from tunedrop.runs import FINAL, Failure, Run
+from tunedrop.settings import LedgerSettings, load
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -218,6 +220,11 @@ class DynamoLedger:
         except BotoCoreError as error:
             raise Transient(f"DynamoDB did not answer ({type(error).__name__})") from error
         return answer
+
+
+def connect(environment: Mapping[str, str]) -> DynamoLedger:
+    """The ledger that ``environment`` names."""
+    return DynamoLedger(boto3.client("dynamodb"), load(LedgerSettings, environment).ledger_table)
 
 
 class _Unchanged(Exception):

@@ -8,16 +8,21 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 import urllib3
 
 from tunedrop import signatures
 from tunedrop.clock import timestamp
+from tunedrop.errors import Transient, Unauthorised
 from tunedrop.ledger import Ledger, UnknownRun
 from tunedrop.runs import Run
+from tunedrop.secret_store import Secret
 from tunedrop.texts import text_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
 
 TIMEOUT_SECONDS = 15
 FIRST_PAUSE_SECONDS = 30
@@ -123,6 +128,36 @@ def pause_seconds(receptions: int) -> int:
     The 27 receptions that the queue allows (template.yaml) spread over three days.
     """
     return min(FIRST_PAUSE_SECONDS << min(receptions - 1, 30), LONGEST_PAUSE_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Notifier:
+    """Takes final states from the queue; ``destinations`` is read anew for each, so that it can be mended meanwhile."""
+
+    destinations: Secret
+    allow_plain_http: bool
+    queue: SQSClient
+    queue_url: str
+    sender: Sender
+    ledger: Ledger
+
+    def take(self, record: Mapping[str, Any]) -> bool:
+        """Delivers the final state in a record of SQS; False when it has to come again, which it then does after a
+        growing pause."""
+        run = Run.from_document(json.loads(record["body"]))
+        try:
+            to = destinations_of(self.destinations.value(), allow_plain_http=self.allow_plain_http)
+            delivered = notify(run, to, sender=self.sender, ledger=self.ledger)
+        except (InvalidDestination, signatures.EmptySecret, Unauthorised, Transient) as error:
+            _logger.error("not delivered: %s", error, extra={"alarm": "notification", "run_id": run.run_id})  # noqa: TRY400
+            delivered = False
+        if not delivered:
+            self.queue.change_message_visibility(
+                QueueUrl=self.queue_url,
+                ReceiptHandle=record["receiptHandle"],
+                VisibilityTimeout=pause_seconds(int(record["attributes"]["ApproximateReceiveCount"])),
+            )
+        return delivered
 
 
 def _message(run: Run, destination: Destination) -> tuple[dict[str, str], str]:

@@ -17,8 +17,9 @@ from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 
 from tunedrop.errors import Denied, Rejected, Throttled, Transient, TunedropError, Unauthorised, UnknownOutcome
-from tunedrop.providers import ProviderProfile, UnknownProvider
-from tunedrop.secret_store import Secret
+from tunedrop.providers import ProviderProfile, UnknownProvider, profile_of
+from tunedrop.secret_store import Secret, StoredSecret
+from tunedrop.settings import ProviderSettings, load
 
 PURPOSE: Final = "fine-tune"
 PAGE = 100
@@ -223,6 +224,13 @@ class OpenAIProvider:
         if self._client is None or self._client[0] != key:
             self._client = key, openai.OpenAI(api_key=key, base_url=self._base_url, max_retries=0, timeout=CALL_SECONDS)
         return self._client[1]
+
+
+def connect(environment: Mapping[str, str]) -> OpenAIProvider:
+    """The fine-tuning service that ``environment`` names."""
+    settings = load(ProviderSettings, environment)
+    key = StoredSecret(settings.provider_secret_arn)
+    return OpenAIProvider(profile_of(settings.provider), settings.provider_base_url, key)
 
 
 class _UnreadableAnswer(Exception):

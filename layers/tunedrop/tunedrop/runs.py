@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
+
+from tunedrop.clock import now, timestamp
 
 UNDER_WAY = ("received", "uploading", "waiting", "training")
 FINAL = (
@@ -30,6 +33,30 @@ def run_id_of(bucket: str, key: str, etag: str, occurred: str) -> str:
     # Lengths go in so that no two different events can read the same when joined.
     parts = b"".join(b"%d:%s" % (len(part), part) for part in (p.encode() for p in (bucket, key, etag, occurred)))
     return hashlib.sha256(parts).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What an execution is started with."""
+
+    run_id: str
+    bucket: str
+    key: str
+    etag: str
+    size: int | None
+
+    @classmethod
+    def from_input(cls, given: Mapping[str, Any]) -> Self:
+        """Reads an execution's input; what the execution has added to it is passed over.
+
+        Raises:
+            KeyError: a value is missing.
+        """
+        return cls(given["run_id"], given["bucket"], given["key"], given["etag"], given.get("size"))
+
+    def to_input(self) -> str:
+        """The execution's input; the same request always reads the same, so that starting it twice is harmless."""
+        return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +96,12 @@ class Run:
     created_at: str
     updated_at: str
     finished_at: str | None = None
+
+    @classmethod
+    def of(cls, request: RunRequest) -> Self:
+        """The run as it begins."""
+        at = timestamp(now())
+        return cls(**asdict(request), state="received", created_at=at, updated_at=at)
 
     @property
     def is_final(self) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tunedrop.errors import Transient, Unauthorised
@@ -13,6 +15,11 @@ if TYPE_CHECKING:
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
 CACHE_SECONDS = 300
+
+
+@cache
+def _client() -> SecretsManagerClient:
+    return boto3.client("secretsmanager")
 
 
 class Secret(Protocol):
@@ -25,8 +32,8 @@ class Secret(Protocol):
 class StoredSecret:
     """One secret of Secrets Manager, cached for at most 300 s so that a rotated one is soon taken up."""
 
-    def __init__(self, client: SecretsManagerClient, arn: str) -> None:
-        self._client = client
+    def __init__(self, arn: str, client: SecretsManagerClient | None = None) -> None:
+        self._client = client or _client()
         self._arn = arn
         self._value = ""
         self._fetched = -float(CACHE_SECONDS)

@@ -33,8 +33,9 @@ class ProviderSettings:
 
 @dataclass(frozen=True, slots=True)
 class StorageSettings:
-    """Where the bucket is."""
+    """The bucket, and where it is."""
 
+    bucket_name: str
     storage_endpoint: str
     storage_secret_arn: str
 

@@ -39,8 +39,8 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
     """Takes a step of ``run`` and answers the state machine.
 
     The answer is ``run_id`` and ``state``, with ``wait_seconds`` (a whole number of at least 1) when the step wants to
-    be asked again, ``error`` when it has ended the run, ``fine_tuned_model`` once there is one. A run that is older than
-    its deadline is timed out instead of stepping on.
+    be asked again, ``error`` when it has ended the run, ``fine_tuned_model`` once there is one. A run that is older
+    than its deadline is timed out instead of stepping on.
 
     Raises:
         Transient: the state machine repeats the step.

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from tunedrop import events, signatures
 from tunedrop.errors import Transient, TunedropError
-from tunedrop.events import RunRequest
+from tunedrop.runs import RunRequest
 from tunedrop.secret_store import Secret
 
 MAX_BODY_BYTES = 1 << 20
@@ -48,7 +48,7 @@ def take_notification(
             if reason:
                 ignored.append({"key": event.key, "reason": reason})
                 continue
-            request = RunRequest.of(event)
+            request = event.run_request()
             executions.start(request)
             accepted.append({"key": request.key, "run_id": request.run_id})
     except signatures.NotAuthentic:

@@ -1,0 +1,25 @@
+"""Reads the state of a run's job and says when to ask again."""
+
+import os
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from tunedrop import ledger, provider
+from tunedrop.at_init import made_at_init
+from tunedrop.poll_status import poll_status
+from tunedrop.settings import RunSettings, load
+from tunedrop.steps import take
+
+logger = Logger()
+
+
+@made_at_init
+def parts() -> dict[str, Any]:
+    return {"provider": provider.connect(os.environ), "ledger": ledger.connect(os.environ)}
+
+
+@logger.inject_lambda_context
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+    logger.append_keys(run_id=event["run_id"])
+    run = parts()["ledger"].get(event["run_id"])
+    return take(lambda: poll_status(run, **parts()), run, load(RunSettings, os.environ).run_deadline_hours)

@@ -1,0 +1,32 @@
+"""Checks a dataset and uploads it to the fine-tuning service."""
+
+import os
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from tunedrop import bucket, ledger, provider
+from tunedrop.at_init import made_at_init
+from tunedrop.runs import Run, RunRequest
+from tunedrop.settings import RunSettings, UploadSettings, load
+from tunedrop.steps import take
+from tunedrop.upload import upload_dataset
+
+logger = Logger()
+
+
+@made_at_init
+def parts() -> dict[str, Any]:
+    return {
+        "settings": load(UploadSettings, os.environ),
+        "bucket": bucket.connect(os.environ),
+        "provider": provider.connect(os.environ),
+        "ledger": ledger.connect(os.environ),
+    }
+
+
+@logger.inject_lambda_context
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+    request = RunRequest.from_input(event)
+    logger.append_keys(run_id=request.run_id)
+    run = parts()["ledger"].begin(Run.of(request))
+    return take(lambda: upload_dataset(run, **parts()), run, load(RunSettings, os.environ).run_deadline_hours)

@@ -1,0 +1,38 @@
+"""Takes the bucket's event notifications over HTTP and starts a run for each new dataset."""
+
+import json
+import os
+from base64 import b64decode
+from http import HTTPStatus
+from typing import Any
+
+import boto3
+from aws_lambda_powertools import Logger
+from tunedrop.at_init import made_at_init
+from tunedrop.executions import StepFunctionsExecutions
+from tunedrop.secret_store import StoredSecret
+from tunedrop.settings import WebhookSettings, load
+from tunedrop.webhook import take_notification
+
+logger = Logger()
+
+
+@made_at_init
+def parts() -> tuple[WebhookSettings, StoredSecret, StepFunctionsExecutions]:
+    settings = load(WebhookSettings, os.environ)
+    executions = StepFunctionsExecutions(boto3.client("stepfunctions"), settings.state_machine_arn)
+    return settings, StoredSecret(settings.webhook_secret_arn), executions
+
+
+@logger.inject_lambda_context
+def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+    if event["requestContext"]["http"]["method"] == "HEAD":
+        return {"statusCode": HTTPStatus.OK}
+    settings, secret, executions = parts()
+    text = event.get("body") or ""
+    body = b64decode(text) if event.get("isBase64Encoded") else text.encode()
+    status, answer = take_notification(
+        event["headers"], body, bucket=settings.bucket_name, secret=secret, executions=executions
+    )
+    logger.info("notification answered", extra={"status": int(status), "answer": answer})
+    return {"statusCode": status, "headers": {"content-type": "application/json"}, "body": json.dumps(answer)}

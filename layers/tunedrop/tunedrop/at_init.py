@@ -1,0 +1,18 @@
+"""What a function needs is made while Lambda initialises it, with a full processor, not inside the first request."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+
+
+def made_at_init[Made](make: Callable[[], Made]) -> Callable[[], Made]:
+    """Makes the thing once: on Lambda when the handler is imported, elsewhere when it is first asked for.
+
+    Elsewhere, because a test or a tool imports a handler without the environment that its settings are read from.
+    """
+    made = cache(make)
+    if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+        made()
+    return made
