@@ -1,0 +1,1 @@
+"""An emulated, OpenAI-compatible fine-tuning service. Nothing is trained; every answer says so."""

@@ -1,0 +1,76 @@
+"""`python -m local.provider`: the emulated fine-tuning service as a process of its own."""
+
+import argparse
+import contextlib
+import json
+import logging
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from local.provider.app import Service
+from local.provider.callbacks import Callbacks
+from local.provider.clock import Clock
+from local.provider.manners import Manners
+from local.provider.state import State
+
+HOST = "127.0.0.1"
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Say nothing: the ledger remembers every request."""
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m local.provider", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0, the default: any free one")
+    parser.add_argument("--api-key", required=True, help="the one key that is accepted")
+    parser.add_argument("--time-scale", type=_scale, default=1.0, help="simulated seconds per real second")
+    parser.add_argument("--callback-url", help="where to announce that a job has ended")
+    parser.add_argument("--callback-secret", help="whsec_…, what the announcements are signed with")
+    parser.add_argument("--data", type=Path, help="folder for the files; left out, a temporary one")
+    options = parser.parse_args()
+    try:
+        callbacks = Callbacks(options.callback_url, options.callback_secret)
+    except ValueError as error:
+        parser.error(f"--callback-secret: {error}")
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), _folder(options.data) as data:
+        state = State(Clock(options.time_scale), data, Manners(), callbacks.announce)
+        service = Service(state, callbacks, options.api_key)
+        server = make_server(HOST, options.port, service, threaded=True, request_handler=_QuietHandler)
+        address = f"http://{HOST}:{server.server_port}"
+        print(json.dumps({"url": f"{address}/v1", "control": f"{address}/_emulator"}), flush=True)
+        server.serve_forever()
+    return 0
+
+
+def _scale(value: str) -> float:
+    scale = float(value)
+    if not 0 < scale < float("inf"):
+        raise argparse.ArgumentTypeError("a number greater than 0 is expected")
+    return scale
+
+
+@contextlib.contextmanager
+def _folder(chosen: Path | None) -> Iterator[Path]:
+    if chosen:
+        chosen.mkdir(parents=True, exist_ok=True)
+        yield chosen
+        return
+    # Requests that are under way may still write: what they leave is not worth an error.
+    with tempfile.TemporaryDirectory(prefix="tunedrop-provider-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Faults that tests ask for: which request is hit, and by what."""
+
+import fnmatch
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from local.provider.shapes import ApiError, anything, boolean, integer, nullable, number, one_of, record, text
+
+_FAULT = record(
+    {},
+    {
+        "status": integer(200, 599),
+        "headers": anything,
+        "body": anything,
+        "reset": one_of("before", "after"),
+        "html": integer(200, 599),
+        "truncate": integer(0),
+        "whole_length": boolean,
+        "hang": number(above=0),
+        "after": boolean,
+        "delay_listing": number(above=0),
+    },
+)
+_ORDER = record(
+    {"fault": _FAULT},
+    {"method": text(1), "path": text(1), "times": nullable(integer(1)), "after_skipping": integer(0)},
+)
+_ACTIONS = ("status", "reset", "html", "truncate", "hang", "delay_listing")
+
+
+@dataclass
+class Fault:
+    """One order of a test's: `times` None means for ever."""
+
+    method: str
+    path: str
+    what: dict[str, Any]
+    times: int | None
+    skip: int
+
+    def hits(self, method: str, path: str) -> bool:
+        """Tell whether a request is meant.
+
+        A path with `*`, `?` or `[` is a glob, one ending in `$` is the whole path, any other is a prefix.
+        """
+        if self.method not in ("*", method):
+            return False
+        if any(sign in self.path for sign in "*?["):
+            return fnmatch.fnmatchcase(path, self.path)
+        return path == self.path[:-1] if self.path.endswith("$") else path.startswith(self.path)
+
+    def view(self) -> dict[str, Any]:
+        """Return it as it was ordered, with what is left of its counts."""
+        return {
+            "method": self.method,
+            "path": self.path,
+            "fault": self.what,
+            "times": self.times,
+            "after_skipping": self.skip,
+        }
+
+
+class Faults:
+    """The faults in force, in the order of their coming."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._faults: list[Fault] = []
+
+    def add(self, order: Any) -> dict[str, Any]:
+        """Take an order; raise `ApiError` where it makes no sense."""
+        _ORDER(order, "")
+        what = order["fault"]
+        if not any(action in what for action in _ACTIONS):
+            raise ApiError(400, f"A fault is one of {', '.join(_ACTIONS)}.", param="fault")
+        method = order.get("method", "*").upper()
+        if "delay_listing" in what and method != "POST":
+            raise ApiError(400, "delay_listing belongs to the POST that creates.", param="fault.delay_listing")
+        fault = Fault(method, order.get("path", "/"), what, order.get("times", 1), order.get("after_skipping", 0))
+        with self._lock:
+            self._faults.append(fault)
+            return fault.view()
+
+    def view(self) -> list[dict[str, Any]]:
+        """Return what is still to come."""
+        with self._lock:
+            return [fault.view() for fault in self._faults]
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._faults.clear()
+
+    def take(self, method: str, path: str) -> dict[str, Any]:
+        """Return the fault that hits this request, an empty one where none does, and count it."""
+        with self._lock:
+            for fault in self._faults:
+                if not fault.hits(method, path):
+                    continue
+                if fault.skip:
+                    fault.skip -= 1
+                    continue
+                if fault.times is not None:
+                    fault.times -= 1
+                    if not fault.times:
+                        self._faults.remove(fault)
+                return fault.what
+        return {}
