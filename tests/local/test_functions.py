@@ -190,6 +190,29 @@ def test_a_failure_of_initialisation_is_reported_each_time(tmp_path, source, err
             assert message in failure["errorMessage"]
 
 
+def test_an_initialisation_that_hangs_times_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("local.functions.INIT_SECONDS", 0.1)
+    function = write_function(tmp_path, "import time; time.sleep(60)", timeout_seconds=1)
+    with emulate(tmp_path, function) as functions:
+        _, failure = call(functions, {})
+
+    assert failure["errorType"] == "Sandbox.Timedout"
+
+
+def test_warming_initialises_before_the_first_request(tmp_path):
+    source = "import os; open('started', 'x').close()\ndef handler(event, context): return 1"
+    function = write_function(tmp_path, source)
+    with emulate(tmp_path, function) as functions:
+        functions.warm()
+        end = time.monotonic() + 5
+        while not (function.code / "started").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        functions.warm()
+
+        assert (function.code / "started").exists()
+        assert functions.invoke("probe").function_error is None
+
+
 @pytest.mark.parametrize(
     ("fault", "error_type", "ending", "carried_out"),
     [
