@@ -11,7 +11,7 @@ from tests.local.small_functions import emulate, write_function
 SHOW = """
     import time
     def handler(event, context):
-        if "sleep" in event["rawPath"]: time.sleep(3)
+        if "sleep" in event["rawPath"]: time.sleep(6)
         if "raise" in event["rawPath"]: raise LookupError("secret detail")
         return {"event": event}
     """
@@ -31,13 +31,13 @@ ROUTES = [
 @pytest.fixture(scope="module")
 def functions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("http")
-    with emulate(folder, write_function(folder, SHOW, name="show", timeout_seconds=5)) as functions:
+    with emulate(folder, write_function(folder, SHOW, name="show", timeout_seconds=8)) as functions:
         yield functions
 
 
 @pytest.fixture(scope="module")
 def api(functions):
-    with HttpApi(integration_seconds=1).serve(functions, ROUTES) as api:
+    with HttpApi(integration_seconds=2).serve(functions, ROUTES) as api:
         yield api
 
 

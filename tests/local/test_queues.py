@@ -6,7 +6,7 @@ import pytest
 
 from local.functions import Invocation
 from local.gateway import Gateway
-from local.queues import Mapping, Poller, failures
+from local.queues import EventSourceMapping, Poller, failures
 from tests.local.small_functions import ACCOUNT, REGION, emulate, write_function
 
 KEEP = """
@@ -52,7 +52,7 @@ def make_queue(sqs, **attributes):
 
 def poll(stack, queue, **settings):
     gateway, functions = stack
-    return Poller(Mapping(queue, "keep", **settings), functions, gateway.url)
+    return Poller(EventSourceMapping(queue, "keep", **settings), functions, gateway.url)
 
 
 def records(tmp_path):
