@@ -226,13 +226,11 @@ class _Worker:
             return self._timed_out(request), seconds * 1000.0
         spent = (time.monotonic() - begun) * 1000
         if isinstance(answer, _Answer):
-            self.peak_kb = _peak_memory_kb(self._process.pid)
-        elif request.fault == "timeout":
-            answer = self._timed_out(request)
-        else:
-            reason = f"RequestId: {request.id} Error: {answer.reason}"
-            answer = self._init_error or _failure("Runtime.ExitError", reason)
-        return answer, spent
+            return answer, spent
+        if request.fault == "timeout":
+            return self._timed_out(request), spent
+        message = f"RequestId: {request.id} Error: {answer.reason}"
+        return self._init_error or _failure("Runtime.ExitError", message), spent
 
     def kill(self) -> None:
         """End the process and whatever it started, without waiting for it."""
@@ -256,6 +254,7 @@ class _Worker:
 
     def answered(self, what: str, body: bytes) -> None:
         """Take what the runtime posts to `what`, the end of the address."""
+        self.peak_kb = _peak_memory_kb(self._process.pid)
         if what == "init/error":
             self._init_error = _Answer(body, error=True)
         elif self._serving and self._serving.fault in ("kill_after", "timeout"):
@@ -275,7 +274,7 @@ class _Worker:
             self._ready.set()
 
     def _timed_out(self, request: _Request) -> _Answer:
-        self.peak_kb = _peak_memory_kb(self._process.pid)
+        self.peak_kb = _peak_memory_kb(self._process.pid) or self.peak_kb
         self.kill()
         message = f"RequestId: {request.id} Error: Task timed out after {self.function.timeout_seconds:.2f} seconds"
         return _failure("Sandbox.Timedout", message)

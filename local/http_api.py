@@ -60,13 +60,12 @@ class HttpApi(Server):
     def __init__(self, port: int = 0, *, integration_seconds: float = INTEGRATION_SECONDS):
         super().__init__(port)
         self._integration_seconds = integration_seconds
-        self._api_id = "local"
+        self._executor = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="http-api")
 
     def serve(self, functions: Lambda, routes: Iterable[Route]) -> Self:
         """Answer from now on, by the most specific of the routes."""
         self._functions = functions
         self._routes = sorted(routes, key=lambda route: route.rank)
-        self._executor = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="http-api")
         return self.start(Request.application(self._respond))
 
     def close(self) -> None:
@@ -106,7 +105,7 @@ class HttpApi(Server):
             "headers": headers,
             "requestContext": {
                 "accountId": self._functions.account,
-                "apiId": self._api_id,
+                "apiId": "local",
                 "domainName": request.host,
                 "domainPrefix": request.host.partition(".")[0],
                 "http": {

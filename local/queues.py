@@ -27,7 +27,7 @@ _PAUSE_SECONDS = 1.0  # after SQS could not be reached
 
 
 @dataclass(frozen=True)
-class Mapping:
+class EventSourceMapping:
     """One event source mapping. `report_failures` is `ReportBatchItemFailures`; `concurrency` counts batches."""
 
     queue_url: str
@@ -40,7 +40,7 @@ class Mapping:
 class Poller:
     """Polls the queue of one mapping from the moment that it is made until it is closed."""
 
-    def __init__(self, mapping: Mapping, functions: Lambda, aws_endpoint: str):
+    def __init__(self, mapping: EventSourceMapping, functions: Lambda, aws_endpoint: str):
         self._mapping = mapping
         self._functions = functions
         self._sqs = boto3.client(

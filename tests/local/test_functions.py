@@ -31,7 +31,7 @@ DOER = """
 
 @pytest.fixture
 def doer(tmp_path):
-    with emulate(tmp_path, write_function(tmp_path, DOER, timeout_seconds=1, memory_mb=256)) as functions:
+    with emulate(tmp_path, write_function(tmp_path, DOER, timeout_seconds=2, memory_mb=256)) as functions:
         yield functions
 
 
@@ -139,7 +139,7 @@ def test_a_worker_is_reused_and_a_raised_error_leaves_it_alive(doer):
 @pytest.mark.parametrize(
     ("event", "error_type", "message"),
     [
-        ({"sleep": 30}, "Sandbox.Timedout", "RequestId: {id} Error: Task timed out after 1.00 seconds"),
+        ({"sleep": 30}, "Sandbox.Timedout", "RequestId: {id} Error: Task timed out after 2.00 seconds"),
         ({"exit": 1}, "Runtime.ExitError", "RequestId: {id} Error: Runtime exited with error: exit status 1"),
         ({"exit": 0}, "Runtime.ExitError", "RequestId: {id} Error: Runtime exited without providing a reason"),
         ({"signal": 9}, "Runtime.ExitError", "RequestId: {id} Error: Runtime exited with error: signal: killed"),
@@ -190,13 +190,36 @@ def test_a_failure_of_initialisation_is_reported_each_time(tmp_path, source, err
             assert message in failure["errorMessage"]
 
 
+def test_an_initialisation_that_hangs_times_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("local.functions.INIT_SECONDS", 0.1)
+    function = write_function(tmp_path, "import time; time.sleep(60)", timeout_seconds=1)
+    with emulate(tmp_path, function) as functions:
+        _, failure = call(functions, {})
+
+    assert failure["errorType"] == "Sandbox.Timedout"
+
+
+def test_warming_initialises_before_the_first_request(tmp_path):
+    source = "import os; open('started', 'x').close()\ndef handler(event, context): return 1"
+    function = write_function(tmp_path, source)
+    with emulate(tmp_path, function) as functions:
+        functions.warm()
+        end = time.monotonic() + 5
+        while not (function.code / "started").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        functions.warm()
+
+        assert (function.code / "started").exists()
+        assert functions.invoke("probe").function_error is None
+
+
 @pytest.mark.parametrize(
     ("fault", "error_type", "ending", "carried_out"),
     [
         ("exit", "Runtime.ExitError", "exit status 1", False),
         ("kill_before", "Runtime.ExitError", "signal: killed", False),
         ("kill_after", "Runtime.ExitError", "signal: killed", True),
-        ("timeout", "Sandbox.Timedout", "timed out after 1.00 seconds", True),
+        ("timeout", "Sandbox.Timedout", "timed out after 2.00 seconds", True),
         ("error", "Throttled", "slow down", False),
     ],
 )
