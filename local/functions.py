@@ -439,15 +439,18 @@ class Lambda:
             start = time.time() if clock_start is None else clock_start
             emulation |= {bootstrap.CLOCK_START: repr(start), bootstrap.CLOCK_SCALE: repr(time_scale)}
         logs.mkdir(parents=True, exist_ok=True)
-        self._pools = {
-            function.name: _Pool(
-                function,
-                {**_environment(function, region, self._runtime.name), **emulation},
-                logs / f"{function.name}.log",
-                max_workers_per_function,
-            )
-            for function in functions
-        }
+        self._logs = logs
+        self._emulation = emulation
+        self._max_workers = max_workers_per_function
+        self._pools: dict[str, _Pool] = {}
+        for function in functions:
+            self.create(function)
+
+    def create(self, function: Function) -> None:
+        """Add a function."""
+        environment = {**_environment(function, self.region, self._runtime.name), **self._emulation}
+        log = self._logs / f"{function.name}.log"
+        self._pools[function.name] = _Pool(function, environment, log, self._max_workers)
 
     def invoke(self, name: str, payload: bytes = b"{}") -> Invocation:
         """Run a function on a JSON document and wait for its answer.

@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="0, the default: any free one")
     parser.add_argument("--api-key", required=True, help="the one key that is accepted")
     parser.add_argument("--time-scale", type=_scale, default=1.0, help="simulated seconds per real second")
+    parser.add_argument("--clock-start", type=float, help="epoch second from which on time is scaled; left out, now")
     parser.add_argument("--callback-url", help="where to announce that a job has ended")
     parser.add_argument("--callback-secret", help="whsec_…, what the announcements are signed with")
     parser.add_argument("--data", type=Path, help="folder for the files; left out, a temporary one")
@@ -45,7 +46,7 @@ def main() -> int:
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), _folder(options.data) as data:
-        state = State(Clock(options.time_scale), data, Manners(), callbacks.announce)
+        state = State(Clock(options.time_scale, options.clock_start), data, Manners(), callbacks.announce)
         service = Service(state, callbacks, options.api_key)
         server = make_server(HOST, options.port, service, threaded=True, request_handler=_QuietHandler)
         address = f"http://{HOST}:{server.server_port}"

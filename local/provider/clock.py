@@ -4,11 +4,14 @@ import time
 
 
 class Clock:
-    """Simulated epoch seconds: the real time of its making, then `scale` simulated seconds per real one."""
+    """Simulated epoch seconds: the real time at its start, then `scale` simulated seconds per real one."""
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, scale: float = 1.0, start: float | None = None) -> None:
+        """`start` is the epoch second from which on time runs fast, now unless given."""
         self.scale = scale
-        self._started_at = time.time()
+        real = time.time()
+        origin = real if start is None else start
+        self._started_at = origin + (real - origin) * scale
         self._started = time.monotonic()
 
     def now(self) -> float:

@@ -1,0 +1,47 @@
+"""The emulated service as a child process."""
+
+import json
+import subprocess
+import sys
+from functools import cached_property
+from typing import Self
+
+
+class ProviderProcess:
+    """Runs `python -m local.provider`; its addresses are known once it listens, which the first question waits for."""
+
+    def __init__(self, port: int, api_key: str, time_scale: float, clock_start: float) -> None:
+        command = [sys.executable, "-m", "local.provider", "--port", str(port), "--api-key", api_key]
+        command += ["--time-scale", repr(time_scale), "--clock-start", repr(clock_start)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
+
+    @cached_property
+    def _addresses(self) -> dict[str, str]:
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the emulated provider did not start (exit status {self._process.wait()})")
+        return dict(json.loads(line))
+
+    @property
+    def url(self) -> str:
+        """The base URL of its API."""
+        return self._addresses["url"]
+
+    @property
+    def control(self) -> str:
+        """The base URL of what scripts its faults and tells what it was asked."""
+        return self._addresses["control"]
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.terminate()
+        self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
