@@ -54,8 +54,8 @@ _ROUTES = Map(
             ("GET", "/v1/fine_tuning/jobs/<job_id>/events", "list_events"),
             ("GET", "/v1/fine_tuning/jobs/<job_id>/checkpoints", "list_checkpoints"),
             ("GET", "/v1/models", "list_models"),
-            ("GET", "/v1/models/<path:model>", "model"),
-            ("DELETE", "/v1/models/<path:model>", "delete_model"),
+            ("GET", "/v1/models/<path:name>", "model"),
+            ("DELETE", "/v1/models/<path:name>", "delete_model"),
             ("POST", "/v1/chat/completions", "chat"),
             ("GET", "/_emulator", "control_clock"),
             ("GET", "/_emulator/faults", "control_list_faults"),
@@ -69,6 +69,7 @@ _ROUTES = Map(
         )
     ],
     strict_slashes=False,
+    merge_slashes=False,
 )
 _PLAN = shapes.record(
     {"outcome": shapes.one_of("succeeded", "failed", "cancelled", "paused", "stuck")},
