@@ -4,6 +4,7 @@ import dataclasses
 import hmac
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -77,8 +78,8 @@ _PLAN = shapes.record(
         "error": shapes.record(
             {}, {"code": shapes.text(), "message": shapes.text(), "param": shapes.nullable(shapes.text())}
         ),
-        "after_seconds": shapes.nullable(shapes.number(above=0)),
-        "duration_seconds": shapes.nullable(shapes.number(above=0)),
+        "after_seconds": shapes.nullable(shapes.number()),
+        "duration_seconds": shapes.nullable(shapes.number()),
         "times": shapes.integer(1),
     },
 )
@@ -188,7 +189,7 @@ class Service:
             for key in ("anchor", "seconds")
             if f"expires_after[{key}]" in fields
         }
-        if str(expiry.get("seconds", "")).isdecimal():
+        if re.fullmatch(r"[0-9]{1,9}", expiry.get("seconds", "")):
             expiry["seconds"] = int(expiry["seconds"])
         body = fields | ({"expires_after": expiry} if expiry else {})
         shapes.record({"purpose": shapes.FILE_PURPOSES}, {"expires_after": shapes.EXPIRY})(body, "")

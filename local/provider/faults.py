@@ -27,9 +27,9 @@ _FAULT = record(
         "html": integer(200, 599),
         "truncate": integer(0),
         "whole_length": boolean,
-        "hang": number(above=0),
+        "hang": number(),
         "after": boolean,
-        "delay_listing": number(above=0),
+        "delay_listing": number(),
     },
 )
 _ORDER = record(

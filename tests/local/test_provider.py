@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import io
+import json
 import socket
 import time
 
@@ -325,6 +326,8 @@ def test_the_same_data_and_seed_give_the_same_numbers(provider):
         (chats(10) + b'{"messages": [{"role": "user", "content": "a"}]}\n', "invalid_file_format", "assistant"),
         (chats(10) + b'{"messages": [{"role": "robot", "content": "a"}]}\n', "invalid_file_format", "role"),
         (chats(10) + b"[" * 100_000 + b"\n", "invalid_file_format", "line 11"),
+        (chats(8) + b'{"messages": ' + b"[" * 3000 + b"]" * 3000 + b"}\n", "invalid_file_format", "line 9"),
+        (chats(8) + chats(1)[:-2] + b', "tools": ' + b"[" * 3000 + b"]" * 3000 + b"}\n", "invalid_n_examples", "9 ex"),
     ],
 )
 def test_a_job_fails_on_data_it_cannot_train_on(provider, content, code, says):
@@ -369,12 +372,17 @@ def test_a_broken_validation_file_fails_the_job(provider):
         ({"method": {"type": "dpo"}, "model": "gpt-3.5-turbo"}, "method"),
         ({"integrations": [{"type": "wandb"}]}, "integrations[0].wandb"),
         ({"integrations": {}}, "integrations"),
+        ({"hyperparameters": {"learning_rate_multiplier": 0}}, "hyperparameters.learning_rate_multiplier"),
+        ({"hyperparameters": {"learning_rate_multiplier": float("nan")}}, "hyperparameters.learning_rate_multiplier"),
     ],
 )
 def test_a_job_request_is_strict(provider, change, param):
     request = {"model": "gpt-4o-mini", "training_file": provider.upload().id} | change
     before = provider.order("GET", "/ledger")["jobs_created"]
-    assert error_of(provider.call("POST", "/fine_tuning/jobs", json=request), 400)["param"] == param
+    answer = provider.call(
+        "POST", "/fine_tuning/jobs", data=json.dumps(request), headers={"Content-Type": "application/json"}
+    )
+    assert error_of(answer, 400)["param"] == param
     assert provider.order("GET", "/ledger")["jobs_created"] == before
 
 
