@@ -4,6 +4,7 @@ import dataclasses
 import hmac
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -54,8 +55,8 @@ _ROUTES = Map(
             ("GET", "/v1/fine_tuning/jobs/<job_id>/events", "list_events"),
             ("GET", "/v1/fine_tuning/jobs/<job_id>/checkpoints", "list_checkpoints"),
             ("GET", "/v1/models", "list_models"),
-            ("GET", "/v1/models/<path:model>", "model"),
-            ("DELETE", "/v1/models/<path:model>", "delete_model"),
+            ("GET", "/v1/models/<path:name>", "model"),
+            ("DELETE", "/v1/models/<path:name>", "delete_model"),
             ("POST", "/v1/chat/completions", "chat"),
             ("GET", "/_emulator", "control_clock"),
             ("GET", "/_emulator/faults", "control_list_faults"),
@@ -69,6 +70,7 @@ _ROUTES = Map(
         )
     ],
     strict_slashes=False,
+    merge_slashes=False,
 )
 _PLAN = shapes.record(
     {"outcome": shapes.one_of("succeeded", "failed", "cancelled", "paused", "stuck")},
@@ -76,8 +78,8 @@ _PLAN = shapes.record(
         "error": shapes.record(
             {}, {"code": shapes.text(), "message": shapes.text(), "param": shapes.nullable(shapes.text())}
         ),
-        "after_seconds": shapes.nullable(shapes.number(above=0)),
-        "duration_seconds": shapes.nullable(shapes.number(above=0)),
+        "after_seconds": shapes.nullable(shapes.number()),
+        "duration_seconds": shapes.nullable(shapes.number()),
         "times": shapes.integer(1),
     },
 )
@@ -187,7 +189,7 @@ class Service:
             for key in ("anchor", "seconds")
             if f"expires_after[{key}]" in fields
         }
-        if str(expiry.get("seconds", "")).isdecimal():
+        if re.fullmatch(r"[0-9]{1,9}", expiry.get("seconds", "")):
             expiry["seconds"] = int(expiry["seconds"])
         body = fields | ({"expires_after": expiry} if expiry else {})
         shapes.record({"purpose": shapes.FILE_PURPOSES}, {"expires_after": shapes.EXPIRY})(body, "")

@@ -57,7 +57,7 @@ class Callbacks:
             }
             try:
                 answer = session.post(url, body, headers=headers, timeout=_TIMEOUT, allow_redirects=False)
-                if answer.ok:
+                if 200 <= answer.status_code < 300:
                     return
                 why = str(answer.status_code)
             except requests.RequestException as error:

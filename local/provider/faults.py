@@ -1,4 +1,14 @@
-"""Faults that tests ask for: which request is hit, and by what."""
+"""Faults that tests ask for: which request is hit, and by what.
+
+A fault holds one or several of these:
+
+- `status`, with `headers` and `body` (an object or a text), or `html` (a status): this answer instead of the true one,
+  and the request is not carried out unless `after` is true.
+- `reset`: the connection is closed with RST `before` the request is carried out, or `after`.
+- `truncate`: the true answer cut after so many bytes; with `whole_length` the header still promises all of them.
+- `hang`: so many real seconds of silence before the work, or with `after` between the work and the answer.
+- `delay_listing`: what the request creates is missing from listings for so many simulated seconds.
+"""
 
 import fnmatch
 import threading
@@ -17,9 +27,9 @@ _FAULT = record(
         "html": integer(200, 599),
         "truncate": integer(0),
         "whole_length": boolean,
-        "hang": number(above=0),
+        "hang": number(),
         "after": boolean,
-        "delay_listing": number(above=0),
+        "delay_listing": number(),
     },
 )
 _ORDER = record(

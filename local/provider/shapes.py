@@ -4,6 +4,7 @@ A check is a function of a value and its path in the request; it returns nothing
 """
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,15 +93,16 @@ def integer(least: int, most: int | None = None) -> Check:
     return check
 
 
-def number(above: float | None = None, most: float | None = None) -> Check:
+def number(above: float = 0, most: float = sys.float_info.max) -> Check:
     """A number greater than `above` and at most `most`."""
 
     def check(value: Any, path: str) -> None:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise _wrong_type(path, "a number", value)
-        if above is not None and value <= above:
+        # Put this way round, NaN is refused too.
+        if not value > above:
             raise _invalid(path, f"{value} is not greater than {above}", "decimal_below_min_value")
-        if most is not None and value > most:
+        if not value <= most:
             raise _invalid(path, f"{value} is more than {most}", "decimal_above_max_value")
 
     return check
@@ -186,10 +188,10 @@ def metadata(manners: Manners) -> Check:
 
 _FEW: dict[str, Check] = {
     "batch_size": auto_or(integer(1, 256)),
-    "learning_rate_multiplier": auto_or(number(above=0)),
+    "learning_rate_multiplier": auto_or(number()),
     "n_epochs": auto_or(integer(1, 50)),
 }
-_DPO = _FEW | {"beta": auto_or(number(above=0, most=2))}
+_DPO = _FEW | {"beta": auto_or(number(most=2))}
 _REINFORCEMENT = _FEW | {
     "reasoning_effort": one_of("default", "low", "medium", "high"),
     "compute_multiplier": auto_or(number(above=0.00001, most=10)),

@@ -43,16 +43,17 @@ def survey(path: Path, form: str) -> Survey:
                 if not line.strip():
                     continue
                 try:
-                    example = json.loads(line)
+                    text = line.decode()
+                    example = json.loads(text)
                 except (ValueError, RecursionError):
                     return Survey(problem=f"line {number} is not valid JSON in UTF-8")
                 problem = _problem(example, form)
                 if problem:
                     return Survey(problem=f"line {number}: {problem}")
                 examples += 1
-                tokens += _tokens(example)
+                tokens += count_tokens(example)
                 if words < 10_000:
-                    found = line.decode().split()
+                    found = text.split()
                     words += len(found)
                     distinct.update(found)
     except OSError:
@@ -104,19 +105,19 @@ def _messages_problem(messages: Any) -> str | None:
     return None
 
 
-def _tokens(value: Any) -> int:
-    if isinstance(value, str):
-        return math.ceil(len(value) / 4)
-    if isinstance(value, list):
-        return sum(_tokens(element) for element in value)
-    if isinstance(value, dict):
-        return 3 * ("role" in value) + sum(_tokens(element) for element in value.values())
-    return 0
-
-
 def count_tokens(value: Any) -> int:
-    """The estimated tokens of every text inside `value`."""
-    return _tokens(value)
+    """Return the estimated tokens of every text inside `value`, however deep it is nested."""
+    tokens, rest = 0, [value]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, str):
+            tokens += math.ceil(len(part) / 4)
+        elif isinstance(part, list):
+            rest.extend(part)
+        elif isinstance(part, dict):
+            tokens += 3 * ("role" in part)
+            rest.extend(part.values())
+    return tokens
 
 
 def epochs_for(examples: int) -> int:
