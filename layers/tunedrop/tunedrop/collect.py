@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import time
@@ -128,8 +129,18 @@ def _save(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> lis
     save("events.jsonl", "application/jsonl", lambda: _lines(provider.events(job.id)))
     for number, file_id in enumerate(job.result_files):
         name = "metrics.csv" if number == 0 else f"metrics-{number + 1}.csv"
-        save(name, "text/csv", partial(provider.content, file_id))
+        save(name, "text/csv", partial(_table, provider, file_id))
     return saved
+
+
+def _table(provider: Provider, file_id: str) -> bytes:
+    content = provider.content(file_id)
+    try:
+        plain = base64.b64decode(content, validate=True)
+    except ValueError:
+        return content
+    # Some services hand the table out in base64; a table as it is has commas, which base64 has not.
+    return plain if b"," in plain else content
 
 
 def _managed(effect: Callable[[], None], key: str) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from tunedrop.clock import now
 from tunedrop.errors import Denied, Rejected, Throttled, Unauthorised
 from tunedrop.ledger import Ledger
-from tunedrop.provider import Provider, ProviderJob
+from tunedrop.provider import Provider, ProviderFile, ProviderJob
 from tunedrop.runs import Run
 from tunedrop.steps import Done, Wait, next_look_seconds
 
 EFFECT = "create_job"
 PROCESSING_PAUSE_SECONDS = 5
+LONGEST_PROCESSING_SECONDS = 3600
 LAST_LOOK_SECONDS = 900
 """A creation whose outcome is unknown is looked for so long before it is repeated: it can land after the client's
 time-out, and listings lag behind."""
@@ -30,7 +32,7 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
     if run.job_id:
         return Done("training")
     assert run.file_id is not None, "the upload step records the file before it lets the run go on"  # noqa: S101
-    if provider.profile.waits_for_processed and not _processed(provider, run.file_id):
+    if not _processed(provider.file(run.file_id)):
         return Wait(PROCESSING_PAUSE_SECONDS, run.state)
 
     jobs = provider.jobs_on(run.file_id)
@@ -52,11 +54,11 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
     return _record(run, job, ledger)
 
 
-def _processed(provider: Provider, file_id: str) -> bool:
-    status = provider.file(file_id).status
-    if status in ("error", "failed"):
+def _processed(file: ProviderFile) -> bool:
+    if file.status in ("error", "failed"):
         raise Rejected("file_not_processed", "the fine-tuning service could not process the uploaded dataset")
-    return status == "processed"
+    # Not every service says "processed"; one that never does must not keep the run waiting for ever.
+    return file.status not in ("uploaded", "pending", "running") or now() - file.created_at > LONGEST_PROCESSING_SECONDS
 
 
 def _adopt(run: Run, jobs: list[ProviderJob], provider: Provider, ledger: Ledger) -> Done:

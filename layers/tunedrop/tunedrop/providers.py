@@ -10,13 +10,12 @@ class ProviderProfile:
     """What a fine-tuning service does differently from the others.
 
     ``base_url`` is where its API is unless the stack says otherwise; ``takes_metadata`` whether a job can carry the
-    run's id; ``waits_for_processed`` whether a job may only be created once its file is processed.
+    run's id.
     """
 
     name: str
     base_url: str = ""
     takes_metadata: bool = True
-    waits_for_processed: bool = False
 
 
 PROFILES = {
@@ -24,7 +23,7 @@ PROFILES = {
     for profile in (
         ProviderProfile(name="openai", base_url="https://api.openai.com/v1"),
         # Any gateway that speaks the same API, of which nothing more is promised.
-        ProviderProfile(name="compatible", takes_metadata=False, waits_for_processed=True),
+        ProviderProfile(name="compatible", takes_metadata=False),
     )
 }
 
