@@ -5,17 +5,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import urllib3
 from tunedrop.bucket import s3_client
 from tunedrop.clock import seconds
 from tunedrop.ledger import DynamoLedger, UnknownRun
 from tunedrop.runs import Run
+from tunedrop.secret_store import KnownSecret
 from tunedrop.texts import text_of
 
 from local.deploy import client
 from local.stack import Address
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 LOOK_SECONDS = 0.2
 STEP_SECONDS = 1.0
@@ -33,8 +37,7 @@ def drop(address: Address, file: Path, key: str | None, say: Callable[[str], Non
     Raises `NotAccepted` when no run was started, OSError when the file cannot be read.
     """
     key = key or file.name
-    credentials = {"access_key_id": address.access_key_id, "secret_access_key": address.secret_access_key}
-    s3 = s3_client(address.s3, json.dumps(credentials))
+    s3 = bucket_client(address)
     for ending in BESIDE:
         beside = file.with_name(file.name.removesuffix(".jsonl") + ending)
         if beside.exists() and key.endswith(".jsonl"):
@@ -46,6 +49,12 @@ def drop(address: Address, file: Path, key: str | None, say: Callable[[str], Non
     run_id = _run_id(address, key, before)
     say(f"accepted  run {run_id}")
     return _follow(address, run_id, say)
+
+
+def bucket_client(address: Address) -> "S3Client":
+    """An S3 client for the stack's bucket, set up as the functions' own is."""
+    keys = {"access_key_id": address.access_key_id, "secret_access_key": address.secret_access_key}
+    return s3_client(address.s3, KnownSecret(json.dumps(keys)))
 
 
 def printer(*, as_json: bool) -> Callable[[str], None]:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
-from tunedrop.bucket import s3_client
 
 from local.deploy import ACCOUNT, BUILT_LAYERS, REGION, ROOT, client
+from local.drop import bucket_client
 from local.functions import Function, Lambda
 from local.stack import Address
 
@@ -136,8 +136,7 @@ def stack(starts: list[float]) -> Iterator[Address]:
 
 def put(address: Address, key: str, file: Path) -> float:
     """Puts a file; the epoch second before it."""
-    keys = {"access_key_id": address.access_key_id, "secret_access_key": address.secret_access_key}
-    s3 = s3_client(address.s3, json.dumps(keys))
+    s3 = bucket_client(address)
     began = time.time()
     s3.upload_file(str(file), address.bucket, key)
     return began

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 import boto3
+import botocore.session
 from botocore.config import Config
+from botocore.credentials import CredentialProvider, CredentialResolver, DeferredRefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
 from tunedrop.errors import Denied, Missing, Superseded, Transient, Unauthorised
-from tunedrop.secret_store import Secret, StoredSecret
+from tunedrop.secret_store import CACHE_SECONDS, Secret, StoredSecret
 from tunedrop.settings import StorageSettings, load
 
 if TYPE_CHECKING:
@@ -50,9 +53,7 @@ class S3Bucket:
 
     def __init__(self, name: str, endpoint: str, credentials: Secret) -> None:
         self._name = name
-        self._endpoint = endpoint
-        self._credentials = credentials
-        self._client: tuple[str, S3Client] | None = None
+        self._client = s3_client(endpoint, credentials)
 
     def open(self, key: str, etag: str | None = None) -> StoredObject:
         """Opens an object for reading in chunks of 1 MiB; with ``etag`` (unquoted) only that version of it.
@@ -65,7 +66,7 @@ class S3Bucket:
         """
         condition: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
         try:
-            answer = self._s3().get_object(Bucket=self._name, Key=key, **condition)
+            answer = self._client.get_object(Bucket=self._name, Key=key, **condition)
         except (ClientError, BotoCoreError) as error:
             raise _translated(error, key) from error
         size = answer["ContentLength"]
@@ -80,15 +81,9 @@ class S3Bucket:
             Transient: the store did not answer properly.
         """
         try:
-            self._s3().put_object(Bucket=self._name, Key=key, Body=body, ContentType=content_type)
+            self._client.put_object(Bucket=self._name, Key=key, Body=body, ContentType=content_type)
         except (ClientError, BotoCoreError) as error:
             raise _translated(error, key) from error
-
-    def _s3(self) -> S3Client:
-        text = self._credentials.value()
-        if self._client is None or self._client[0] != text:
-            self._client = text, s3_client(self._endpoint, text)
-        return self._client[1]
 
 
 def connect(environment: Mapping[str, str]) -> S3Bucket:
@@ -97,19 +92,15 @@ def connect(environment: Mapping[str, str]) -> S3Bucket:
     return S3Bucket(settings.bucket_name, settings.storage_endpoint, StoredSecret(settings.storage_secret_arn))
 
 
-def s3_client(endpoint: str, credentials: str) -> S3Client:
-    """A client for R2 and its like; ``credentials`` is JSON of ``access_key_id`` and ``secret_access_key``.
+def s3_client(endpoint: str, credentials: Secret) -> S3Client:
+    """A client for R2 and its like.
 
-    Raises:
-        Unauthorised: the credentials cannot be read.
+    ``credentials`` is JSON of ``access_key_id`` and ``secret_access_key``; it is asked for with each request, so that
+    the client can be made before it is known, and rotated ones are taken up.
     """
-    try:
-        keys = json.loads(credentials)
-        access_key_id, secret_access_key = str(keys["access_key_id"]), str(keys["secret_access_key"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Unauthorised(
-            'the storage secret should read {"access_key_id": "...", "secret_access_key": "..."}'
-        ) from error
+
+    session = botocore.session.get_session()
+    session.register_component("credential_provider", CredentialResolver([_FromSecret(credentials)]))
     # R2 answers newer clients' checksums with errors unless they are sent only where S3 requires them:
     # https://developers.cloudflare.com/r2/examples/aws/boto3/
     config = Config(
@@ -120,14 +111,42 @@ def s3_client(endpoint: str, credentials: str) -> S3Client:
         read_timeout=60,
         s3={"addressing_style": "path"},
     )
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name="auto",
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
-        config=config,
+    return boto3.Session(botocore_session=session).client(
+        "s3", endpoint_url=endpoint, region_name="auto", config=config
     )
+
+
+class _FromSecret(CredentialProvider):
+    """Credentials that are read when they are needed; rotation is left to the secret's own cache."""
+
+    METHOD = "secret"
+
+    def __init__(self, secret: Secret) -> None:
+        super().__init__()
+        self._secret = secret
+
+    def load(self) -> DeferredRefreshableCredentials:
+        return DeferredRefreshableCredentials(refresh_using=self._read, method=self.METHOD)
+
+    def _read(self) -> dict[str, str]:
+        access_key_id, secret_access_key = _keys(self._secret.value())
+        soon = datetime.now(UTC) + timedelta(seconds=CACHE_SECONDS)
+        return {
+            "access_key": access_key_id,
+            "secret_key": secret_access_key,
+            "token": "",
+            "expiry_time": soon.isoformat(),
+        }
+
+
+def _keys(text: str) -> tuple[str, str]:
+    try:
+        keys = json.loads(text)
+        return str(keys["access_key_id"]), str(keys["secret_access_key"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unauthorised(
+            'the storage secret should read {"access_key_id": "...", "secret_access_key": "..."}'
+        ) from error
 
 
 def _chunks(body: Any, key: str, size: int) -> Iterator[bytes]:

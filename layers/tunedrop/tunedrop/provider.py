@@ -126,11 +126,13 @@ class OpenAIProvider:
     def __init__(self, profile: ProviderProfile, base_url: str, api_key: Secret) -> None:
         """Raises :class:`~tunedrop.providers.UnknownProvider` where neither stack nor profile has a base URL."""
         self.profile = profile
-        self._base_url = base_url or profile.base_url
-        if not self._base_url:
+        url = base_url or profile.base_url
+        if not url:
             raise UnknownProvider(f"the provider {profile.name} needs the parameter ProviderBaseUrl")
         self._api_key = api_key
-        self._client: tuple[str, openai.OpenAI] | None = None
+        # Made before the key is known, since making it takes time that initialisation has and a request has not.
+        self._client = openai.OpenAI(api_key="not known yet", base_url=url, max_retries=0, timeout=CALL_SECONDS)
+        _ = self._client.files, self._client.fine_tuning.jobs  # which the client imports at their first use
 
     def files_named(self, name: str) -> list[ProviderFile]:
         """See :class:`Provider`; no filter of the listing is trusted."""
@@ -212,18 +214,13 @@ class OpenAIProvider:
     def _authorised[Answer](self, call: Callable[[openai.OpenAI], Answer], *, creating: bool, again: bool) -> Answer:
         key = self._api_key.value()
         try:
-            return _translated(lambda: call(self._openai(key)), creating=creating)
+            return _translated(lambda: call(self._client.with_options(api_key=key)), creating=creating)
         except Unauthorised:
             fresh = self._api_key.value(fresh=True)
             if fresh == key or not again:
                 raise
         # The key was rotated. A call that was refused for its key has done nothing, a creating one neither.
-        return _translated(lambda: call(self._openai(fresh)), creating=creating)
-
-    def _openai(self, key: str) -> openai.OpenAI:
-        if self._client is None or self._client[0] != key:
-            self._client = key, openai.OpenAI(api_key=key, base_url=self._base_url, max_retries=0, timeout=CALL_SECONDS)
-        return self._client[1]
+        return _translated(lambda: call(self._client.with_options(api_key=fresh)), creating=creating)
 
 
 def connect(environment: Mapping[str, str]) -> OpenAIProvider:
@@ -312,7 +309,7 @@ def _translated[Answer](call: Callable[[], Answer], *, creating: bool) -> Answer
     except TunedropError:
         raise  # of the bucket, from which an upload reads while it sends
     except openai.APIStatusError as error:
-        raise _status_error(error, unknown) from error
+        raise _status_error(error, creating=creating) from error
     except openai.APIConnectionError as error:
         cause = error.__cause__
         if isinstance(cause, TunedropError):
@@ -323,7 +320,7 @@ def _translated[Answer](call: Callable[[], Answer], *, creating: bool) -> Answer
         raise unknown(f"the fine-tuning service answered something unreadable ({type(error).__name__})") from error
 
 
-def _status_error(error: openai.APIStatusError, unknown: type[UnknownOutcome | Transient]) -> TunedropError:
+def _status_error(error: openai.APIStatusError, *, creating: bool) -> TunedropError:
     status, code = error.status_code, str(error.code or error.type or "")
     said = " ".join(_message(error).split())[:300]
     if status == 401:
@@ -331,17 +328,18 @@ def _status_error(error: openai.APIStatusError, unknown: type[UnknownOutcome | T
         return Unauthorised(
             "the fine-tuning service refused our API key (401): put a valid one into the provider secret"
         )
-    if status == 403:
-        return Denied("provider_denied", f"the fine-tuning service does not permit this (403): {said}")
     if status == 429 and code in _OUT_OF_MONEY:
         return Denied(code, f"the account at the fine-tuning service is out of quota: {said}")
     if status == 429:
         return Throttled("the fine-tuning service asks for a pause (429)", _pause(error.response.headers))
     if status == 404 and code == "model_not_found":
         return Rejected(code, f"the fine-tuning service does not know the model; name another: {said}")
-    if status in (400, 404, 409, 413, 415, 422) and not (status == 409 and unknown is UnknownOutcome):
+    if creating and status in (400, 413, 415, 422):
         return Rejected(code or f"http_{status}", f"the fine-tuning service refused the request ({status}): {said}")
-    return unknown(f"the fine-tuning service answered {status}")
+    if status >= 500 or status in (408, 409):
+        what = f"the fine-tuning service answered {status}"
+        return UnknownOutcome(what) if creating else Transient(what)
+    return Denied(code or f"http_{status}", f"the fine-tuning service does not permit this ({status}): {said}")
 
 
 def _message(error: openai.APIStatusError) -> str:

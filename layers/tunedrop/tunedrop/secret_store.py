@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +28,17 @@ class Secret(Protocol):
 
     def value(self, *, fresh: bool = False) -> str:
         """The secret; ``fresh`` passes over the cache, after it was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSecret:
+    """A secret that is at hand."""
+
+    text: str
+
+    def value(self, *, fresh: bool = False) -> str:  # noqa: ARG002 - there is no fresher one
+        """The secret's text."""
+        return self.text
 
 
 class StoredSecret:

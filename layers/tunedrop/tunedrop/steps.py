@@ -54,9 +54,10 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
         return answer | {"state": error.state, "error": {"code": error.code, "message": error.message}}
     except Throttled as error:
         outcome = Wait(error.wait_seconds, run.state)
-    except Unauthorised:
+    except Unauthorised as error:
         # Nothing is lost by waiting, and what is lost by ending cannot be had back: an operator can still mend it.
-        _logger.exception("credentials were refused", extra={"alarm": "unauthorised", "run_id": run.run_id})
+        # Without the traceback: what the service said of the key is in its causes.
+        _logger.error("%s", error, extra={"alarm": "unauthorised", "run_id": run.run_id})  # noqa: TRY400
         outcome = Wait(UNAUTHORISED_PAUSE_SECONDS, run.state)
     except UnknownOutcome as error:
         _logger.warning("%s; looking again before anything is repeated", error, extra={"run_id": run.run_id})
