@@ -14,11 +14,13 @@ from typing import Any
 from tunedrop.bucket import Bucket
 from tunedrop.errors import Final, TunedropError
 from tunedrop.ledger import Ledger
+from tunedrop.metrics import training_loss
 from tunedrop.provider import Provider, ProviderJob
 from tunedrop.runs import FINAL, Failure, Run, results_key
 from tunedrop.texts import subject_of, text_of
 
 ENDED = ("succeeded", "failed", "cancelled")
+METRICS = "metrics.csv"
 TRIES = 3
 PAUSE_SECONDS = 1.0
 
@@ -95,7 +97,9 @@ def _end(run: Run, outcome: Outcome, provider: Provider, bucket: Bucket, ledger:
         if job.status == "succeeded" and job.fine_tuned_model:
             state, error = "succeeded", None
             fields |= {"fine_tuned_model": job.fine_tuned_model, "trained_tokens": job.trained_tokens}
-        fields["result_keys"] = [*run.result_keys, *_save(run, job, provider, bucket)]
+        saved = _save(run, job, provider, bucket)
+        fields["result_keys"] = [*run.result_keys, *saved]
+        fields["loss_curve"] = list(training_loss(saved.get(results_key(run.run_id, METRICS), b"")))
     return ledger.finish(run.run_id, state, error, **fields)
 
 
@@ -117,18 +121,24 @@ def _job(run: Run, outcome: Outcome, provider: Provider) -> ProviderJob | None:
     return job
 
 
-def _save(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> list[str]:
-    saved = []
+def _save(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> dict[str, bytes]:
+    """Writes what the job left, as far as it can be had; what was written, by key."""
+    saved: dict[str, bytes] = {}
 
     def save(name: str, content_type: str, content: Callable[[], bytes]) -> None:
         key = results_key(run.run_id, name)
-        if _managed(lambda: bucket.write(key, content(), content_type), key):
-            saved.append(key)
+
+        def write() -> None:
+            body = content()
+            bucket.write(key, body, content_type)
+            saved[key] = body
+
+        _managed(write, key)
 
     save("job.json", "application/json", lambda: json.dumps(dict(job.document), indent=2).encode())
     save("events.jsonl", "application/jsonl", lambda: _lines(provider.events(job.id)))
     for number, file_id in enumerate(job.result_files):
-        name = "metrics.csv" if number == 0 else f"metrics-{number + 1}.csv"
+        name = METRICS if number == 0 else f"metrics-{number + 1}.csv"
         save(name, "text/csv", partial(_table, provider, file_id))
     return saved
 
@@ -143,7 +153,7 @@ def _table(provider: Provider, file_id: str) -> bytes:
     return plain if b"," in plain else content
 
 
-def _managed(effect: Callable[[], None], key: str) -> bool:
+def _managed(effect: Callable[[], None], key: str) -> None:
     for attempt in range(TRIES):
         try:
             effect()
@@ -151,8 +161,7 @@ def _managed(effect: Callable[[], None], key: str) -> bool:
             _logger.warning("%s could not be written (attempt %d): %s", key, attempt + 1, error)
             time.sleep(PAUSE_SECONDS * attempt)
         else:
-            return True
-    return False
+            return
 
 
 def _lines(values: list[dict[str, Any]]) -> bytes:

@@ -251,10 +251,12 @@ def _deserialised(item: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_decimals(value: Any) -> Any:
     # DynamoDB's own serialiser takes no float, lest it lose digits; the shortest text that reads back equal loses none.
+    if isinstance(value, list):
+        return [_with_decimals(item) for item in value]
     return Decimal(repr(value)) if isinstance(value, float) else value
 
 
 def _without_decimals(value: Any) -> Any:
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
-    return value
+    return [_without_decimals(item) for item in value] if isinstance(value, list) else value

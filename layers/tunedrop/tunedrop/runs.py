@@ -71,6 +71,7 @@ class Failure:
 class Run:
     """The run document, the same in the ledger, the API and notifications.
 
+    ``loss_curve`` is the training loss, thinned out to at most 32 steps.
     Ids, counts and keys only: never a line of the dataset, never a secret. Times are ISO 8601 in UTC.
     """
 
@@ -91,6 +92,7 @@ class Run:
     job_id: str | None = None
     fine_tuned_model: str | None = None
     trained_tokens: int | None = None
+    loss_curve: tuple[float, ...] = ()
     result_keys: tuple[str, ...] = ()
     error: Failure | None = None
     created_at: str
@@ -110,7 +112,7 @@ class Run:
 
     def document(self) -> dict[str, Any]:
         """The run as JSON values; what is not known is null."""
-        return {**asdict(self), "result_keys": list(self.result_keys)}
+        return {**asdict(self), "result_keys": list(self.result_keys), "loss_curve": list(self.loss_curve)}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
@@ -119,6 +121,7 @@ class Run:
         error = known.get("error")
         known["error"] = Failure(error["code"], error["message"]) if error else None
         known["result_keys"] = tuple(known.get("result_keys") or ())
+        known["loss_curve"] = tuple(known.get("loss_curve") or ())
         return cls(**known)
 
 

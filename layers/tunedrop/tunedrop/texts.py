@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunedrop.clock import seconds
+from tunedrop.metrics import curve
 from tunedrop.runs import Run
 
 _HEADLINES = {
@@ -36,6 +37,7 @@ def text_of(run: Run) -> str:
         "Base model": run.model,
         "Examples": _count(run.examples),
         "Trained tokens": _count(run.trained_tokens),
+        "Training loss": curve(run.loss_curve) if run.loss_curve else None,
         "Estimated cost": _usd(run.estimated_cost_usd),
         "Time": _duration(run),
         "Job": run.job_id,
