@@ -41,7 +41,7 @@ def combine(training: DatasetCheck, validation: DatasetCheck | None, job_finding
     error_count = report.error_count + len(job)
     warnings = list(report.warnings)
     warning_count = report.warning_count
-    limit = training.findings.limit
+    limit = training.max_findings
     if validation is not None:
         other = validation.finish()
         errors += other.errors
