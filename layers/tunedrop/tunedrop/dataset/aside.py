@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Queue
+
+type _Call = Callable[[], object]
 
 
 class Aside:
@@ -14,23 +17,36 @@ class Aside:
     so that it goes on while the parse does. At most ``waiting`` calls wait: that bounds the memory they hold.
     """
 
-    def __init__(self, waiting: int = 4) -> None:
-        self._thread: ThreadPoolExecutor | None = None
-        self._waiting = waiting
-        self._calls: deque[Future[None]] = deque()
+    def __init__(self, waiting: int = 8) -> None:
+        self._calls: Queue[_Call | None] = Queue(waiting)
+        self._failures: list[Exception] = []
+        self._thread: threading.Thread | None = None
 
-    def run[*Arguments](self, function: Callable[[*Arguments], None], *arguments: *Arguments) -> None:
+    def run[*Arguments](self, function: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
         """Run ``function`` later; raises what an earlier one raised."""
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1)
-        while len(self._calls) >= self._waiting:
-            self._calls.popleft().result()
-        self._calls.append(self._thread.submit(function, *arguments))
+            self._thread = threading.Thread(target=_work, args=(self._calls, self._failures), daemon=True)
+            self._thread.start()
+            weakref.finalize(self, self._calls.put, None)  # one that is given up halfway ends its thread, too
+        self._raise()
+        self._calls.put(lambda: function(*arguments))
 
     def finish(self) -> None:
         """Wait until everything has run; raises what one of them raised."""
-        while self._calls:
-            self._calls.popleft().result()
-        if self._thread:
-            self._thread.shutdown()
-            self._thread = None
+        self._calls.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._failures:
+            raise self._failures[0]
+
+
+def _work(calls: Queue[_Call | None], failures: list[Exception]) -> None:
+    while call := calls.get():
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 (raised again where the result is wanted)
+            failures.append(error)
+        finally:
+            del call  # and what it holds, while waiting for the next
+            calls.task_done()

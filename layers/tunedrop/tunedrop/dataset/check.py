@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 from tunedrop.dataset import opening
 from tunedrop.dataset.aside import Aside
@@ -12,9 +13,11 @@ from tunedrop.dataset.judge import METHODS, Judge
 from tunedrop.dataset.lines import Lines, LineSplitter, TooLong
 from tunedrop.dataset.profile import DataProfile, Method
 from tunedrop.dataset.report import FileName, Findings, Format, Report
-from tunedrop.dataset.sensitive import Scan
 from tunedrop.prices import TrainingModel
-from tunedrop.tokens import TokenCounter
+
+if TYPE_CHECKING:
+    from tunedrop.dataset.sensitive import Scan
+    from tunedrop.tokens import TokenCounter
 
 #: Bytes of a line that is longer than any example; the line is an error and is never held in memory.
 MAX_LINE = 16 << 20
@@ -58,7 +61,11 @@ class DatasetCheck:
         self._of_scan = Findings(file, max_findings)
         self._of_tokens = Findings(file, max_findings)
         self._aside = Aside()
-        self._scan = Scan(self._of_scan, refuse=refuse_sensitive) if scan else None
+        self._scan: Scan | None = None
+        if scan:
+            from tunedrop.dataset.sensitive import Scan  # its pattern engine is loaded only where it is wanted
+
+            self._scan = Scan(self._of_scan, refuse=refuse_sensitive)
         self._tally = TokenTally(tokens, self._token_limit(), self._of_tokens) if tokens else None
         self._judge = Judge(self._findings, self._profile, method, format, self._tally)
         self._splitter = LineSplitter(max_line)
@@ -111,6 +118,10 @@ class DatasetCheck:
             max_line=self._max_line,
         )
 
+    def histogram(self) -> dict[int, int]:
+        """How many examples have which number of tokens; empty where none were counted."""
+        return self._tally.histogram() if self._tally else {}
+
     def _token_limit(self) -> int | None:
         return self._profile.token_limit or (self._model.token_limit if self._model else None)
 
@@ -132,7 +143,7 @@ class DatasetCheck:
 
     def _look_at(self, block: Lines | TooLong) -> None:
         if isinstance(block, TooLong):
-            remedy = f"{block.size - 1} bytes; a line has at most {self._max_line} before its line end"
+            remedy = f"{block.size} bytes; a line has at most {self._max_line} before its line end"
             self._findings.error("line_too_long", remedy, self._next_line)
             self._judge.examples += 1
             self.fingerprints.extend([NONE])
@@ -173,6 +184,9 @@ class DatasetCheck:
         findings = self._findings
         if self._tally and self._model and tokens:
             estimate = self._model.estimate(self._judge.examples, self._tally.billable, self._epochs)
+            if self._model.name and estimate.usd is None:
+                message = f"no training price is known for {self._model.name}: the cost is not estimated"
+                self._of_tokens.warning("unknown_price", message, path="model", file="job")
         findings.absorb(self._of_scan)
         findings.absorb(self._of_tokens)
         return Report(

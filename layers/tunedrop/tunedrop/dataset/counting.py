@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tunedrop.dataset.aside import Aside
 from tunedrop.dataset.report import Findings, Format, Tokens
-from tunedrop.tokens import TokenCounter
+
+if TYPE_CHECKING:
+    from tunedrop.tokens import TokenCounter
 
 #: Tokens that an example, a message and a message's ``name`` cost beyond their texts.
 PER_EXAMPLE = 3

@@ -63,6 +63,8 @@ class Judge:
                 if problem.code == "not_utf8":
                     place = offset + block.starts[number - first_line] + problem.position + 1
                     message = f"byte {place} of the file is not UTF-8; save the file as UTF-8"
+                elif problem.code == "invalid_json":
+                    message += "; write each example as one JSON object on a line of its own"
                 self._findings.error(problem.code, message, number)
         self.examples += len(block.lines)
         return fingerprints
@@ -81,7 +83,7 @@ class Judge:
         return self._judge_in_full(line, number)
 
     def _judge_in_full(self, line: bytes, number: int) -> int:
-        if not line.strip(b" \t\r"):
+        if not line.strip(b" \t\r\n"):
             self.examples -= 1
             self.blank_lines += 1
             self.first_blank_line = self.first_blank_line or number

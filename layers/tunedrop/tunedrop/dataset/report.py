@@ -93,11 +93,18 @@ class Findings:
         if len(self.errors) < self.limit:
             self.errors.append(Finding(file or self.file, line, code, path, message))
 
-    def warning(self, code: str, message: str, line: int | None = None, path: str | None = None) -> None:
-        """Record a warning: the run goes on."""
+    def warning(
+        self,
+        code: str,
+        message: str,
+        line: int | None = None,
+        path: str | None = None,
+        file: FileName | None = None,
+    ) -> None:
+        """Record a warning, of this file unless another is named: the run goes on."""
         self.warning_count += 1
         if len(self.warnings) < self.limit:
-            self.warnings.append(Finding(self.file, line, code, path, message))
+            self.warnings.append(Finding(file or self.file, line, code, path, message))
 
     def absorb(self, other: Findings) -> None:
         """Add the findings of another origin, in the order of lines; those about a whole file come last."""
