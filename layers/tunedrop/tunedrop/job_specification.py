@@ -1,17 +1,29 @@
-"""The job specification ``NAME.job.json``: what its author wants of the job that trains on NAME."""
+"""NAME.job.json: how a dataset is to be trained on, in the provider API's own words."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from functools import cache
+from importlib import resources
+from typing import Any
 
 import msgspec
 
-from tunedrop.dataset import Finding
+from tunedrop.dataset.profile import Method
+from tunedrop.dataset.report import Finding
+from tunedrop.dataset.strict_json import Malformed
+from tunedrop.dataset.strict_json import parse as parse_json
+from tunedrop.schema import Mismatch, mismatches
+
+#: Bytes that a job specification has at most.
+MAX_SIZE = 1 << 20
 
 
-class JobSpecification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A job specification, in the fine-tuning API's own words and a few of Tunedrop's."""
+class JobSpecification(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asks for; None where the stack's parameters decide.
+
+    ``method`` has the shape of the fine-tuning API: ``{"type": "dpo", "dpo": {"hyperparameters": {…}}}``.
+    """
 
     provider: str | None = None
     model: str | None = None
@@ -23,16 +35,59 @@ class JobSpecification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     extra_body: dict[str, Any] | None = None
     max_cost_usd: float | None = None
     force: bool = False
+    smoke_test: bool | str = False
+    deploy: bool = False
+    refuse_sensitive: bool = False
 
     @property
-    def method_type(self) -> Literal["supervised", "dpo", "reinforcement"] | None:
-        """The method's name."""
+    def method_name(self) -> Method | None:
+        """``supervised``, ``dpo`` or ``reinforcement``."""
         return self.method["type"] if self.method else None
 
+    @property
+    def epochs(self) -> int | None:
+        """The number of epochs that is asked for, None where the provider chooses."""
+        settings = (self.method or {}).get(self.method_name or "") or {}
+        epochs = (settings.get("hyperparameters") or {}).get("n_epochs")
+        return int(epochs) if isinstance(epochs, int | float) else None
 
-def parse(body: bytes, providers: Collection[str]) -> tuple[JobSpecification, list[Finding]]:
-    """Reads a job specification."""
+
+def parse(data: bytes, providers: Collection[str] | None = None) -> JobSpecification | tuple[Finding, ...]:
+    """The specification in ``data``, or what is wrong with it; ``providers`` are the known ones, None for any."""
+    if len(data) > MAX_SIZE:
+        return (_finding("invalid_value", None, f"{len(data)} bytes; a job specification has at most {MAX_SIZE}"),)
     try:
-        return msgspec.json.decode(body, type=JobSpecification), []
-    except msgspec.DecodeError as error:
-        return JobSpecification(), [Finding("job", None, "invalid_value", None, str(error))]
+        value = parse_json(data.removeprefix(b"\xef\xbb\xbf"))
+    except Malformed as problem:
+        return (_finding(problem.code, None, problem.message),)
+    schema = _schema()
+    findings = [
+        _finding(_code(problem), problem.path or None, problem.message) for problem in mismatches(value, schema, schema)
+    ]
+    if not findings and providers is not None and value.get("provider") not in (None, *providers):
+        known = ", ".join(sorted(providers))
+        findings.append(_finding("unknown_provider", "provider", f"no such provider here; known are {known}"))
+    if findings:
+        return tuple(findings)
+    given = {key: member for key, member in value.items() if member is not None and not key.startswith("$")}
+    if isinstance(given.get("method"), str):
+        given["method"] = {"type": given["method"]}
+    return JobSpecification(**given)
+
+
+def _code(problem: Mismatch) -> str:
+    if problem.keyword == "additionalProperties":
+        return "unrecognized_key"
+    return (
+        "wrong_method" if problem.path in ("method", "method.type") and problem.keyword == "enum" else "invalid_value"
+    )
+
+
+def _finding(code: str, path: str | None, message: str) -> Finding:
+    return Finding("job", None, code, path, message)
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    data = resources.files("tunedrop").joinpath("job.schema.json").read_bytes()
+    return msgspec.json.decode(data, type=dict[str, Any])

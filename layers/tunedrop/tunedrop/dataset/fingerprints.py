@@ -9,7 +9,6 @@ million lines 800 MB of disk and about 60 MB of memory. Two different examples s
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -96,6 +95,8 @@ class Fingerprints:
             if number:
                 add[number & (_PARTITIONS - 1)]((number, line))
         if not self._spilled:
+            import tempfile  # as rare as files of more than a million lines
+
             self._spilled = [tempfile.TemporaryFile() for _ in parts]  # noqa: SIM115 (close() closes them)
         for file, part in zip(self._spilled, parts, strict=True):
             file.seek(0, 2)

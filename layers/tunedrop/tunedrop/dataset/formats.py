@@ -48,6 +48,25 @@ def is_another(example: dict[str, Any], expected: Format) -> bool:
     return not families[family] and any(families.values())
 
 
+def warn_of_roles(line: Line, *, instructed: bool, asked: bool) -> None:
+    """Warn where a chat has no system or developer message, or no user message."""
+    if not instructed:
+        line.warning("missing_system_message", "messages", "no system message: say how the model is to behave")
+    if not asked:
+        line.warning("missing_user_message", "messages", "no user message: there is nothing that is answered")
+
+
+def warn_of_identical_outputs(line: Line) -> None:
+    """Warn of a pair that has nothing to choose from."""
+    line.warning("identical_outputs", None, "both outputs are the same: there is nothing to prefer")
+
+
+def warn_of_leading_space(line: Line) -> None:
+    """Warn of a completion that does not begin with a space."""
+    remedy = "begin the completion with a space: it is part of the first word's token"
+    line.warning("missing_leading_space", "completion", remedy)
+
+
 class ChatRules:
     """Chat, for supervised fine-tuning."""
 
@@ -73,10 +92,7 @@ class ChatRules:
         weights = [m.get("weight") for m in messages if isinstance(m, dict) and m.get("role") == "assistant"]
         if weights and all(_is_zero(weight) for weight in weights):
             line.error("invalid_weight", "messages", "a weight of 0 on every assistant message leaves nothing to learn")
-        if not has_role(messages, "system", "developer"):
-            line.warning("missing_system_message", "messages", "no system message: say how the model is to behave")
-        if not has_role(messages, "user"):
-            line.warning("missing_user_message", "messages", "no user message: there is nothing that is answered")
+        warn_of_roles(line, instructed=has_role(messages, "system", "developer"), asked=has_role(messages, "user"))
         return images
 
 
@@ -102,7 +118,7 @@ class PreferenceRules:
         for key in _OUTPUTS:
             self._check_output(line, example.get(key), key, answers.copy())
         if isinstance(example.get(_OUTPUTS[0]), list) and example[_OUTPUTS[0]] == example.get(_OUTPUTS[1]):
-            line.warning("identical_outputs", None, "both outputs are the same: there is nothing to prefer")
+            warn_of_identical_outputs(line)
         return 0
 
     def _check_output(self, line: Line, output: Any, path: str, answers: Answers) -> None:
@@ -155,8 +171,7 @@ class CompletionRules:
             elif not isinstance(value, str):
                 line.error("invalid_value", key, f"a {key} is text")
             elif key == "completion" and not value.startswith(" "):
-                remedy = "begin the completion with a space: it is part of the first word's token"
-                line.warning("missing_leading_space", key, remedy)
+                warn_of_leading_space(line)
         return 0
 
 

@@ -26,3 +26,18 @@ class DataProfile(msgspec.Struct, frozen=True):
     max_examples_with_images: int = 50_000
     #: tokens an example is cut at; None: the model's own limit
     token_limit: int | None = None
+
+
+#: What is known of providers by name; one that is not listed here has the defaults.
+PROFILES: Mapping[str, DataProfile] = MappingProxyType(
+    {
+        "openai": DataProfile(),
+        "azure": DataProfile(),
+        "bedrock": DataProfile(
+            minimum_examples=MappingProxyType({"supervised": 10, "dpo": 10, "reinforcement": 100}),
+            system_in_reinforcement=True,
+        ),
+        "nebius": DataProfile(images=False),
+        "litellm": DataProfile(),
+    }
+)

@@ -70,7 +70,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Findings:
-    """Collects findings: keeps the first ``limit`` errors and the first ``limit`` warnings, counts them all."""
+    """Collects findings of one origin: keeps the first ``limit`` errors and warnings, counts them all."""
 
     def __init__(self, file: FileName, limit: int) -> None:
         self.file = file
@@ -88,13 +88,31 @@ class Findings:
         path: str | None = None,
         file: FileName | None = None,
     ) -> None:
-        """Record an error: the dataset is rejected."""
+        """Record an error, of this file unless another is named: the dataset is rejected."""
         self.error_count += 1
         if len(self.errors) < self.limit:
             self.errors.append(Finding(file or self.file, line, code, path, message))
 
-    def warning(self, code: str, message: str, line: int | None = None, path: str | None = None) -> None:
-        """Record a warning: the run goes on."""
+    def warning(
+        self,
+        code: str,
+        message: str,
+        line: int | None = None,
+        path: str | None = None,
+        file: FileName | None = None,
+    ) -> None:
+        """Record a warning, of this file unless another is named: the run goes on."""
         self.warning_count += 1
         if len(self.warnings) < self.limit:
-            self.warnings.append(Finding(self.file, line, code, path, message))
+            self.warnings.append(Finding(file or self.file, line, code, path, message))
+
+    def absorb(self, other: Findings) -> None:
+        """Add the findings of another origin, in the order of lines; those about a whole file come last."""
+        self.error_count += other.error_count
+        self.warning_count += other.warning_count
+        self.errors = sorted(self.errors + other.errors, key=_by_line)[: self.limit]
+        self.warnings = sorted(self.warnings + other.warnings, key=_by_line)[: self.limit]
+
+
+def _by_line(finding: Finding) -> tuple[bool, int]:
+    return finding.line is None, finding.line or 0

@@ -46,7 +46,7 @@ def parse(text: bytes) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.ValidationError:
-        raise Malformed("invalid_json", "a number is out of range; write it as text") from None
+        raise Malformed("invalid_json", "not one JSON value: a number is out of range") from None
     except msgspec.DecodeError as error:
         raise Malformed("invalid_json", _sentence(str(error))) from None
 
@@ -54,5 +54,5 @@ def parse(text: bytes) -> Any:
 def _sentence(reason: str) -> str:
     """The parser's reason, with its place as people count: from 1."""
     reason = reason.removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
-    reason = re.sub(r"\(byte (\d+)\)", lambda place: f"at byte {int(place[1]) + 1} of the line", reason)
-    return f"not one JSON value: {reason}; write each example as one JSON object on one line"
+    reason = re.sub(r"\(byte (\d+)\)", lambda place: f"at byte {int(place[1]) + 1}", reason)
+    return f"not one JSON value: {reason}"

@@ -15,6 +15,7 @@ def check(
     validation: Iterable[bytes] | None = None,
     *,
     job_findings: Iterable[Finding] = (),
+    job_warnings: Iterable[Finding] = (),
     training_check: DatasetCheck | None = None,
 ) -> Report:
     """The report on a training file, with its validation file where there is one, and the job specification's errors.
@@ -30,18 +31,26 @@ def check(
         second = first.for_validation()
         for chunk in validation:
             second.feed(chunk)
-    return combine(first, second, job_findings)
+    return combine(first, second, job_findings, job_warnings)
 
 
-def combine(training: DatasetCheck, validation: DatasetCheck | None, job_findings: Iterable[Finding] = ()) -> Report:
-    """The one report on all files of a run; ends both checks and applies the rules across files."""
+def combine(
+    training: DatasetCheck,
+    validation: DatasetCheck | None,
+    job_findings: Iterable[Finding] = (),
+    job_warnings: Iterable[Finding] = (),
+) -> Report:
+    """The one report on all files of a run: ends both checks and applies the rules across files.
+
+    ``job_findings`` are the job specification's errors, ``job_warnings`` what else there is to say about it.
+    """
     report = training.finish()
     job = tuple(job_findings)
     errors = [*job, *report.errors]
     error_count = report.error_count + len(job)
-    warnings = list(report.warnings)
-    warning_count = report.warning_count
-    limit = training.findings.limit
+    warnings = [*job_warnings, *report.warnings]
+    warning_count = report.warning_count + len(warnings) - len(report.warnings)
+    limit = training.max_findings
     if validation is not None:
         other = validation.finish()
         errors += other.errors
@@ -50,7 +59,7 @@ def combine(training: DatasetCheck, validation: DatasetCheck | None, job_finding
         warning_count += other.warning_count
         for line, source in validation.fingerprints.shared(training.fingerprints):
             warning_count += 1
-            if warning_count <= limit:
+            if len(warnings) < limit:
                 message = f"line {source} of the training file holds the same example; remove it from one of the two"
                 warnings.append(Finding("validation", line, "leaked_example", None, message))
     elif report.format == "reinforcement":
