@@ -98,12 +98,15 @@ def _s3_record(record: Any, path: str) -> ObjectEvent:
     stored = _get(entity, "object", dict, f"{path}.s3")
     created = "ObjectCreated:" in _get(record, "eventName", str, path)
     key = _get(stored, "key", str, f"{path}.s3.object")
+    sequenced = stored.get("sequencer") not in (None, "")
     return ObjectEvent(
         bucket=_get(_get(entity, "bucket", dict, f"{path}.s3"), "name", str, f"{path}.s3.bucket"),
         key=_key(_decoded(key, f"{path}.s3.object.key"), f"{path}.s3.object.key"),
         etag=_etag(stored, created, f"{path}.s3.object"),
         size=_size(stored),
-        occurred=stored.get("sequencer") or _get(record, "eventTime", str, path),
+        occurred=_get(stored, "sequencer", str, f"{path}.s3.object")
+        if sequenced
+        else _get(record, "eventTime", str, path),
         created=created,
     )
 
@@ -125,7 +128,18 @@ def _get[Kind](value: Any, name: str, kind: type[Kind], path: str) -> Kind:
     found = value.get(name) if isinstance(value, dict) else None
     if not isinstance(found, kind):
         raise MalformedEvent(f"{path}.{name}: missing, or not of the expected type")
+    if isinstance(found, str) and not _is_unicode(found):
+        raise MalformedEvent(f"{path}.{name}: not Unicode text")
     return found
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON can escape half of a surrogate pair, which no encoding takes.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _decoded(key: str, path: str) -> str:
@@ -136,20 +150,20 @@ def _decoded(key: str, path: str) -> str:
 
 
 def _key(key: str, path: str) -> str:
-    try:
-        length = len(key.encode())
-    except UnicodeEncodeError:
-        raise MalformedEvent(f"{path}: not Unicode text") from None
-    if not 0 < length <= _MAX_KEY_BYTES:
+    if not 0 < len(key.encode()) <= _MAX_KEY_BYTES:
         raise MalformedEvent(f"{path}: a key has 1 to {_MAX_KEY_BYTES} bytes")
     return key
 
 
 def _etag(stored: dict[str, Any], created: bool, path: str) -> str:
-    # Deletions carry no eTag; a creation without one could not be read conditionally.
-    return _get(stored, "eTag", str, path).strip('"') if created else str(stored.get("eTag") or "")
+    if not created:
+        return ""  # a deletion's is of no use, where there is one at all
+    etag = _get(stored, "eTag", str, path).strip('"')
+    if not etag:
+        raise MalformedEvent(f"{path}.eTag: empty, and what was created could not be told from what comes after it")
+    return etag
 
 
 def _size(stored: dict[str, Any]) -> int | None:
     size = stored.get("size")
-    return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
+    return size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 63 else None

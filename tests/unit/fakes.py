@@ -1,0 +1,226 @@
+"""In-memory doubles of what a run needs; the contract tests hold each to the behaviour of the real adapter."""
+
+import hashlib
+import itertools
+from dataclasses import replace
+
+from tunedrop import clock
+from tunedrop.bucket import StoredObject
+from tunedrop.errors import Missing, Superseded
+from tunedrop.ledger import UnknownRun
+from tunedrop.provider import ProviderFile, ProviderJob
+from tunedrop.providers import PROFILES
+from tunedrop.runs import FINAL, Run
+
+
+class FakeTime:
+    """Stands in for the module ``time`` in ``tunedrop.clock``: passes only when a test says so."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def time(self):
+        return self.at
+
+    def advance(self, seconds):
+        self.at += seconds
+
+
+class FakeSecret:
+    """A secret of the given values: one more of them is known each time it is fetched afresh."""
+
+    def __init__(self, *values):
+        self._values = list(values)
+        self.fetched = 0
+
+    def value(self, *, fresh=False):
+        if fresh:
+            self.fetched += 1
+        return self._values[min(self.fetched, len(self._values) - 1)]
+
+
+class Broken:
+    """Hands every call on to ``whole``, except that ``method`` raises ``error``, so many ``times``.
+
+    The first ``skip`` calls go through; ``after`` means that the call has its effect all the same.
+    """
+
+    def __init__(self, whole, method, error, *, times=1, skip=0, after=False):
+        self._whole, self._method, self._error = whole, method, error
+        self._times, self._skip, self._after = times, skip, after
+
+    def __getattr__(self, name):
+        found = getattr(self._whole, name)
+        return self._failing(found) if name == self._method else found
+
+    def _failing(self, found):
+        def call(*arguments, **named):
+            if self._skip or not self._times:
+                self._skip = max(self._skip - 1, 0)
+                return found(*arguments, **named)
+            self._times -= 1
+            if self._after:
+                found(*arguments, **named)
+            raise self._error
+
+        return call
+
+
+class MemoryLedger:
+    def __init__(self):
+        self._runs = {}
+        self._claims = {}
+        self._intents = {}
+        self._plans = {}
+        self._delivered = {}
+
+    def begin(self, run):
+        return self._runs.setdefault(run.run_id, run)
+
+    def get(self, run_id):
+        try:
+            return self._runs[run_id]
+        except KeyError:
+            raise UnknownRun(run_id) from None
+
+    def update(self, run_id, **fields):
+        run = self.get(run_id)
+        if not run.is_final:
+            changed = {**run.document(), "updated_at": clock.timestamp(clock.now()), **fields}
+            self._runs[run_id] = run = Run.from_document(changed)
+        return run
+
+    def finish(self, run_id, state, error, **fields):
+        if state not in FINAL:
+            raise ValueError(state)
+        ended = {"error": {"code": error.code, "message": error.message} if error else None}
+        return self.update(run_id, **fields, **ended, state=state, finished_at=clock.timestamp(clock.now()))
+
+    def claim(self, content, run_id):
+        holder = self._runs.get(self._claims.get(content, run_id))
+        if holder is None or (holder.is_final and holder.state != "succeeded"):
+            self._claims[content] = run_id
+        return self._claims.setdefault(content, run_id)
+
+    def intend(self, run_id, effect):
+        known = self._intents.get((run_id, effect))
+        if known is None:
+            self._intents[run_id, effect] = clock.now()
+        return known
+
+    def abandon(self, run_id, effect):
+        self._intents.pop((run_id, effect), None)
+
+    def plan(self, run_id, parameters):
+        self._plans[run_id] = dict(parameters)
+
+    def planned(self, run_id):
+        return dict(self._plans[run_id])
+
+    def delivered(self, run_id):
+        self.get(run_id)
+        return frozenset(self._delivered.get(run_id, ()))
+
+    def deliver(self, run_id, destination):
+        self.get(run_id)
+        self._delivered.setdefault(run_id, set()).add(destination)
+
+
+class MemoryBucket:
+    def __init__(self):
+        self.objects = {}
+
+    def put(self, key, body):
+        """Drops an object; returns its eTag."""
+        self.objects[key] = body
+        return self.etag(key)
+
+    def etag(self, key):
+        return hashlib.md5(self.objects[key], usedforsecurity=False).hexdigest()
+
+    def delete(self, key):
+        del self.objects[key]
+
+    def open(self, key, etag=None):
+        if key not in self.objects:
+            raise Missing("object_missing", key)
+        if etag and etag != self.etag(key):
+            raise Superseded("object_changed", key)
+        body = self.objects[key]
+        return StoredObject(key, self.etag(key), len(body), (body[at : at + 7] for at in range(0, len(body), 7)))
+
+    def write(self, key, body, content_type):
+        self.objects[key] = body
+
+
+class MemoryProvider:
+    """A fine-tuning service whose jobs change when a test says so, and are listed ``lag`` seconds late."""
+
+    profile = PROFILES["openai"]
+
+    def __init__(self, lag=0):
+        self.lag = lag
+        self.contents = {}
+        self.jobs = {}
+        self.requests = []
+        self._files = {}
+        self._numbers = itertools.count(1)
+
+    def set_file(self, file_id, **changes):
+        self._files[file_id] = replace(self._files[file_id], **changes)
+
+    def set_job(self, job_id, **changes):
+        self.jobs[job_id] = replace(self.jobs[job_id], **changes)
+
+    def files_named(self, name):
+        return sorted((f for f in self._files.values() if f.name == name), key=lambda f: (f.created_at, f.id))
+
+    def upload(self, name, chunks, size):
+        content = b"".join(chunks)
+        assert len(content) == size
+        file = ProviderFile(f"file-{next(self._numbers)}", name, size, "processed", int(clock.now()))
+        self._files[file.id], self.contents[file.id] = file, content
+        return file
+
+    def file(self, file_id):
+        return self._files[file_id]
+
+    def delete_file(self, file_id):
+        self._files.pop(file_id, None)
+
+    def jobs_on(self, training_file):
+        listed = [job for job in self.jobs.values() if job.created_at + self.lag <= clock.now()]
+        return sorted((j for j in listed if j.training_file == training_file), key=lambda j: (j.created_at, j.id))
+
+    def create_job(self, *, model, training_file, **parameters):
+        self.requests.append({"model": model, "training_file": training_file, **parameters})
+        job = ProviderJob(
+            id=f"ftjob-{next(self._numbers)}",
+            status="validating_files",
+            model=model,
+            training_file=training_file,
+            created_at=int(clock.now()),
+            estimated_finish=None,
+            fine_tuned_model=None,
+            trained_tokens=None,
+            error_code=None,
+            error_message=None,
+            result_files=(),
+            document={"object": "fine_tuning.job"},
+        )
+        self.jobs[job.id] = job
+        return job
+
+    def job(self, job_id):
+        return self.jobs[job_id]
+
+    def cancel_job(self, job_id):
+        if self.jobs[job_id].status not in ("succeeded", "failed", "cancelled"):
+            self.set_job(job_id, status="cancelled")
+        return self.jobs[job_id]
+
+    def events(self, job_id):
+        return [{"message": f"Created fine-tuning job: {job_id}"}]
+
+    def content(self, file_id):
+        return self.contents[file_id]
