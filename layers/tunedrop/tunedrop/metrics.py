@@ -17,11 +17,14 @@ def training_loss(table: bytes) -> tuple[float, ...]:
     The column is called ``train_loss`` by OpenAI, ``training_loss`` by others. More than 32 steps are thinned out;
     the first and the last stay.
     """
-    rows = csv.DictReader(io.StringIO(table.decode("utf-8", "replace")))
-    name = next((name for name in ("train_loss", "training_loss") if name in (rows.fieldnames or ())), None)
-    if name is None:
-        return ()
-    losses = [loss for row in rows if (loss := _number(row.get(name))) is not None]
+    rows = csv.DictReader(io.StringIO(table.decode("utf-8", "replace"), newline=""))
+    try:
+        name = next((name for name in ("train_loss", "training_loss") if name in (rows.fieldnames or ())), None)
+        if name is None:
+            return ()
+        losses = [loss for row in rows if (loss := _number(row.get(name))) is not None]
+    except csv.Error:
+        return ()  # whatever a service leaves instead of a table, it must not cost a run that has succeeded
     if len(losses) <= POINTS:
         return tuple(losses)
     return tuple(losses[round(point * (len(losses) - 1) / (POINTS - 1))] for point in range(POINTS))

@@ -5,6 +5,7 @@ The variables are those that ``template.yaml`` gives the function of the same na
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -95,7 +96,10 @@ def _read(name: str, text: str, kind: str) -> str | float | bool:
         return text == "true"
     if kind == "float":
         try:
-            return float(text)
+            number = float(text)
         except ValueError:
-            raise MissingSetting(f"the environment variable {name} must be a number") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise MissingSetting(f"the environment variable {name} must be a number")
+        return number
     return text

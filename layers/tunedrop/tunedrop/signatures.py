@@ -43,7 +43,8 @@ def verify(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -> N
     authorization = headers.get("authorization", "")
     if authorization:
         scheme, _, token = authorization.partition(" ")
-        candidates = [hmac.compare_digest(token.strip().encode(), secret.encode()) for secret in secrets]
+        given = token.strip().encode(errors="replace")
+        candidates = [hmac.compare_digest(given, secret.encode()) for secret in secrets]
         if scheme.lower() == "bearer" and any(candidates):
             return
         raise NotAuthentic("no such bearer token")
@@ -53,9 +54,16 @@ def verify(secrets: Sequence[str], headers: Mapping[str, str], body: bytes) -> N
 
 
 def sign(secret: str, message_id: str, at: float, body: str) -> dict[str, str]:
-    """The headers that sign ``body`` as message ``message_id`` sent at epoch second ``at``."""
-    signature = _webhook(secret).sign(message_id, datetime.fromtimestamp(int(at), UTC), body)
-    return {"webhook-id": message_id, "webhook-timestamp": str(int(at)), "webhook-signature": signature}
+    """The headers that sign ``body`` as message ``message_id`` sent at epoch second ``at``.
+
+    Of several secrets, separated by blanks, each adds its signature: the receiver may know the old or the new one.
+
+    Raises:
+        EmptySecret: as :func:`secrets_of`.
+    """
+    sent = datetime.fromtimestamp(int(at), UTC)
+    signatures = [_webhook(part).sign(message_id, sent, body) for part in secrets_of(secret)]
+    return {"webhook-id": message_id, "webhook-timestamp": str(int(at)), "webhook-signature": " ".join(signatures)}
 
 
 def _signed(secret: str, headers: Mapping[str, str], body: bytes) -> bool:

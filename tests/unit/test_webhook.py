@@ -1,0 +1,127 @@
+import json
+import time
+
+import pytest
+from tunedrop import signatures, webhook
+from tunedrop.errors import Transient, Unauthorised
+from tunedrop.webhook import MAX_BODY_BYTES, take_notification
+
+from tests.unit.fakes import Broken, FakeSecret
+from tests.unit.test_events import r2_message
+from tests.unit.test_signatures import OTHER, SECRET
+
+
+class MemoryExecutions:
+    def __init__(self):
+        self.started = []
+
+    def start(self, request):
+        if request not in self.started:
+            self.started.append(request)
+
+
+@pytest.fixture
+def executions():
+    return MemoryExecutions()
+
+
+def post(value, executions, *, secret=None, headers=None):
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    if headers is None:
+        headers = signatures.sign(SECRET, "msg_1", time.time(), body.decode(errors="replace"))
+    return take_notification(
+        headers, body, bucket="datasets", secret=secret or FakeSecret(SECRET), executions=executions
+    )
+
+
+def test_a_new_dataset_starts_a_run(executions):
+    status, answer = post(r2_message("a.jsonl"), executions)
+    [request] = executions.started
+    assert (request.bucket, request.key, request.etag, request.size) == ("datasets", "a.jsonl", "e1", 10)
+    assert status == 202
+    assert answer == {"accepted": [{"key": "a.jsonl", "run_id": request.run_id}], "ignored": []}
+
+
+def test_what_starts_nothing_is_answered_with_the_reason(executions):
+    status, answer = post([r2_message("a.jsonl"), r2_message("a.job.json")], executions)
+    assert status == 202
+    assert [accepted["key"] for accepted in answer["accepted"]] == ["a.jsonl"]
+    assert answer["ignored"] == [{"key": "a.job.json", "reason": "a job specification; it is read with its dataset"}]
+
+
+def test_a_notification_delivered_twice_is_answered_alike_and_starts_one_run(executions):
+    assert post(r2_message(), executions) == post(r2_message(), executions)
+    assert len(executions.started) == 1
+
+
+def test_a_test_event_is_answered_200(executions):
+    status, answer = post({"Event": "s3:TestEvent"}, executions)
+    assert (status, answer) == (200, {"accepted": [], "ignored": []})
+
+
+def test_a_store_that_cannot_sign_may_send_the_secret(executions):
+    status, _ = post(r2_message(), executions, headers={"authorization": f"Bearer {SECRET}"})
+    assert status == 202
+
+
+def test_a_malformed_notification_is_answered_400_and_starts_nothing(executions):
+    status, answer = post([r2_message(), {}], executions)
+    assert (status, answer["error"]["code"]) == (400, "malformed")
+    assert answer["error"]["message"].startswith("$[1]: ")
+    assert executions.started == []
+
+
+@pytest.mark.parametrize("secret", [FakeSecret(OTHER), FakeSecret(f"{OTHER} {OTHER}")])
+def test_a_notification_that_is_not_authentic_is_answered_401_and_starts_nothing(executions, secret):
+    status, answer = post(r2_message(), executions, secret=secret)
+    assert (status, answer["error"]["code"]) == (401, "not_authentic")
+    assert executions.started == []
+
+
+def test_a_body_that_is_no_text_is_answered_401_for_it_cannot_be_signed(executions):
+    status, _ = post(b"\xff", executions)
+    assert status == 401
+
+
+def test_a_notification_of_1_mib_is_taken(executions):
+    body = json.dumps(r2_message()).encode()
+    status, _ = post(body + b" " * (MAX_BODY_BYTES - len(body)), executions)
+    assert status == 202
+
+
+def test_a_larger_notification_is_answered_413_before_anything_else(executions):
+    status, answer = post(b" " * (MAX_BODY_BYTES + 1), executions, headers={})
+    assert (status, answer["error"]["code"]) == (413, "too_large")
+
+
+def test_a_run_that_could_not_be_handed_over_is_answered_503(executions):
+    broken = Broken(executions, "start", Transient("Step Functions answered 500"))
+    status, answer = post(r2_message(), broken)
+    assert (status, answer["error"]["code"]) == (503, "not_handed_over")
+
+
+def test_after_a_503_the_repeated_notification_starts_no_run_twice(executions):
+    two = [r2_message("a.jsonl"), r2_message("b.jsonl")]
+    post(two, Broken(executions, "start", Transient(""), skip=1))
+    status, _ = post(two, executions)
+    assert status == 202
+    assert [request.key for request in executions.started] == ["a.jsonl", "b.jsonl"]
+
+
+@pytest.mark.parametrize("text", ["", "whsec_"])
+def test_an_empty_secret_lets_nobody_in_and_is_no_fault_of_the_senders(executions, text):
+    status, _ = post(r2_message(), executions, secret=FakeSecret(text))
+    assert status == 503
+    assert executions.started == []
+
+
+@pytest.mark.parametrize("error", [Transient("x"), Unauthorised("x")])
+def test_a_secret_that_cannot_be_read_is_answered_503(executions, error):
+    status, _ = post(r2_message(), executions, secret=Broken(FakeSecret(SECRET), "value", error))
+    assert status == 503
+
+
+def test_the_answer_is_json(executions):
+    for value in (r2_message(), {}, {"Event": "s3:TestEvent"}):
+        json.dumps(post(value, executions)[1])
+    assert webhook.MAX_BODY_BYTES == 1024 * 1024
