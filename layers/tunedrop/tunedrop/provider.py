@@ -88,6 +88,8 @@ class Provider(Protocol):
     """
 
     profile: ProviderProfile
+    at_home: bool
+    """Whether it is the profile's own service, rather than another that speaks its API."""
 
     def files_named(self, name: str) -> list[ProviderFile]:
         """Every file of that name, oldest first."""
@@ -129,6 +131,7 @@ class OpenAIProvider:
         url = base_url or profile.base_url
         if not url:
             raise UnknownProvider(f"the provider {profile.name} needs the parameter ProviderBaseUrl")
+        self.at_home = url == profile.base_url
         self._api_key = api_key
         # Made before the key is known, since making it takes time that initialisation has and a request has not.
         self._client = openai.OpenAI(api_key="not known yet", base_url=url, max_retries=0, timeout=CALL_SECONDS)

@@ -6,34 +6,25 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
-from tunedrop import job_specification
 from tunedrop.bucket import Bucket, StoredObject
-from tunedrop.dataset import DatasetCheck, Finding, Report, check
+from tunedrop.clock import now
+from tunedrop.dataset import Report
 from tunedrop.errors import Duplicate, Missing, OverBudget, Rejected, Superseded, Transient
 from tunedrop.events import DATASET, SPECIFICATION, VALIDATION
-from tunedrop.job_specification import JobSpecification
+from tunedrop.job_specification import MAX_SIZE, JobSpecification
 from tunedrop.ledger import Ledger
+from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, preflight
 from tunedrop.provider import Provider, ProviderFile
 from tunedrop.runs import Run, results_key
 from tunedrop.settings import UploadSettings
 from tunedrop.steps import Done
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MAX_SPECIFICATION_BYTES = 1 << 20
 MAX_METADATA_PAIRS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Sources:
-    """The objects of a run; ``validation`` is the eTag of its validation set, where it has one."""
-
-    key: str
-    etag: str
-    validation_key: str
-    validation: str | None
 
 
 def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provider: Provider, ledger: Ledger) -> Done:
@@ -43,7 +34,7 @@ def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provid
     broken one leaves the bucket. What an earlier attempt has uploaded is found by its name.
 
     Raises:
-        Rejected: the dataset or its specification is invalid; the report says all, the message the first.
+        Rejected: the dataset or its specification is invalid; the report says all, the message the first error.
         OverBudget, Duplicate: it would cost more than it may; it is being, or has been trained on already.
         Missing, Superseded: the object is gone, or is another one by now.
         UnknownOutcome: the service may hold the file; the next call looks for it.
@@ -52,32 +43,31 @@ def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provid
     if run.file_id:
         return Done("waiting")
     ledger.update(run.run_id, state="uploading")
-    specification, job_findings = _specification(run, bucket, provider)
-    parameters = _parameters(run, specification, settings, provider)
-    sources, report = _check(run, specification, job_findings, bucket)
+    found = _preflight(run, settings, bucket, provider)
+    report, specification = found.report, found.specification
     bucket.write(results_key(run.run_id, "report.json"), report.to_json().encode(), "application/json")
+    parameters = _parameters(run, specification, found.model, provider)
     run = ledger.update(
         run.run_id,
         provider=provider.profile.name,
-        model=parameters["model"],
-        method=specification.method_type or "supervised",
+        model=found.model,
+        method=specification.method_name or "supervised",
         examples=report.examples,
         tokens=report.tokens.total if report.tokens else None,
         estimated_cost_usd=report.estimate.usd if report.estimate else None,
         result_keys=[results_key(run.run_id, "report.json")],
     )
-    if not report.valid:
-        raise Rejected(report.errors[0].code, _summary(run, report))
-    _hold_to_budget(report, specification, settings)
+    _judge(run, report)
     if not specification.force:
-        _claim(run, report, sources, parameters, ledger)
+        _claim(run, report, found.validation_etag, parameters, ledger)
 
-    file = _upload(sources.key, sources.etag, f"{run.run_id}.jsonl", bucket, provider)
+    file = _upload(run.key, run.etag, f"{run.run_id}.jsonl", bucket, provider)
     fields: dict[str, Any] = {"file_id": file.id}
-    if sources.validation:
+    if found.validation_etag:
         name = f"{run.run_id}.validation.jsonl"
         try:
-            validation = _upload(sources.validation_key, sources.validation, name, bucket, provider)
+            key = _beside(run.key, VALIDATION)
+            validation = _upload(key, found.validation_etag, name, bucket, provider)
         except (Missing, Superseded) as error:
             raise Transient("the validation set changed while it was read; it is checked again") from error
         fields["validation_file_id"] = validation.id
@@ -87,22 +77,50 @@ def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provid
     return Done("waiting")
 
 
-def _specification(run: Run, bucket: Bucket, provider: Provider) -> tuple[JobSpecification, list[Finding]]:
+@dataclass(frozen=True, slots=True)
+class _Found(Preflight):
+    """What the check found out, and which validation set it read."""
+
+    validation_etag: str | None
+
+
+def _preflight(run: Run, settings: UploadSettings, bucket: Bucket, provider: Provider) -> _Found:
+    specification = _open(bucket, _beside(run.key, SPECIFICATION))
+    validation = _open(bucket, _beside(run.key, VALIDATION))
+    training = bucket.open(run.key, run.etag)
+    wanted = Wanted(
+        today=datetime.fromtimestamp(now(), UTC).date(),
+        default_model=settings.default_model,
+        default_provider=provider.profile.name,
+        providers=[provider.profile.name],
+        at_home=provider.at_home,
+        max_cost_usd=settings.max_cost_usd or None,
+    )
+    found = preflight(
+        training.chunks,
+        validation.chunks if validation else None,
+        _whole(specification) if specification else None,
+        wanted,
+    )
+    return _Found(found.specification, found.model, found.report, found.check, validation.etag if validation else None)
+
+
+def _open(bucket: Bucket, key: str) -> StoredObject | None:
     try:
-        stored = bucket.open(_beside(run.key, SPECIFICATION))
+        return bucket.open(key)
     except Missing:
-        return JobSpecification(), []
-    if stored.size > MAX_SPECIFICATION_BYTES:
-        raise Rejected("too_large", f"{stored.key} has more than {MAX_SPECIFICATION_BYTES} bytes")
-    return job_specification.parse(b"".join(stored.chunks), providers=[provider.profile.name])
+        return None
 
 
-def _parameters(
-    run: Run, specification: JobSpecification, settings: UploadSettings, provider: Provider
-) -> dict[str, Any]:
+def _whole(stored: StoredObject) -> bytes:
+    # One byte more than a job specification may have is enough to see that it has too many.
+    return b"".join(stored.chunks) if stored.size <= MAX_SIZE else bytes(MAX_SIZE + 1)
+
+
+def _parameters(run: Run, specification: JobSpecification, model: str | None, provider: Provider) -> dict[str, Any]:
     """What the job is created with, in the fine-tuning API's own words."""
     wanted = {
-        "model": specification.model or settings.default_model,
+        "model": model,
         "method": specification.method,
         "suffix": specification.suffix,
         "seed": specification.seed,
@@ -117,38 +135,18 @@ def _parameters(
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _check(
-    run: Run, specification: JobSpecification, job_findings: list[Finding], bucket: Bucket
-) -> tuple[_Sources, Report]:
-    validation_key = _beside(run.key, VALIDATION)
-    validation: StoredObject | None
-    try:
-        validation = bucket.open(validation_key)
-    except Missing:
-        validation = None
-    training = bucket.open(run.key, run.etag)
-    report = check(
-        training.chunks,
-        validation.chunks if validation else None,
-        job_findings=job_findings,
-        training_check=DatasetCheck(method=specification.method_type),
-    )
-    return _Sources(run.key, run.etag, validation_key, validation.etag if validation else None), report
+def _judge(run: Run, report: Report) -> None:
+    if report.valid:
+        return
+    codes = {finding.code for finding in report.errors}
+    if codes == {OVER_BUDGET}:
+        raise OverBudget(OVER_BUDGET, report.errors[0].message)
+    raise Rejected(report.errors[0].code, _summary(run, report))
 
 
-def _hold_to_budget(report: Report, specification: JobSpecification, settings: UploadSettings) -> None:
-    limits = [limit for limit in (specification.max_cost_usd, settings.max_cost_usd or None) if limit is not None]
-    cost = report.estimate.usd if report.estimate else None
-    if cost is not None and limits and cost > min(limits):
-        raise OverBudget(
-            "over_budget",
-            f"training is estimated at {cost:,.2f} USD, which is over the limit of {min(limits):,.2f} USD",
-        )
-
-
-def _claim(run: Run, report: Report, sources: _Sources, parameters: dict[str, Any], ledger: Ledger) -> None:
+def _claim(run: Run, report: Report, validation_etag: str | None, parameters: dict[str, Any], ledger: Ledger) -> None:
     wanted = {name: value for name, value in parameters.items() if name != "metadata"}
-    content = json.dumps([report.sha256, sources.validation, run.provider, wanted], sort_keys=True)
+    content = json.dumps([report.sha256, validation_etag, run.provider, wanted], sort_keys=True)
     holder = ledger.claim(hashlib.sha256(content.encode()).hexdigest(), run.run_id)
     if holder != run.run_id:
         raise Duplicate(
