@@ -1,0 +1,132 @@
+"""A cold start pays for every import: a function loads what it uses while Lambda initialises it, and nothing else.
+
+Each handler is imported in a fresh interpreter that sees its folder, the layers and the standard library alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from local import deploy
+from tests.functions import probe
+from tests.functions.test_events import CASES
+from tests.functions.world import FUNCTIONS, World, resource, sample
+
+FIRST_EVENTS = {
+    "webhook": "webhook.r2_put",
+    "upload": "upload.first",
+    "create_job": "create_job.first",
+    "poll_status": "poll_status.first",
+    "collect": "collect.after_success",
+    "notify": "notify.final_state",
+}
+
+CLIENT = ("openai", "pydantic", "httpx")
+ENGINE = (
+    "msgspec",
+    "re2",
+    "toktok",
+    "tunedrop.dataset",
+    "tunedrop.job_specification",
+    "tunedrop.preflight",
+    "tunedrop.prices",
+    "tunedrop.tokens",
+)
+UNUSED = {
+    "webhook": (*CLIENT, *ENGINE, "tunedrop.bucket", "tunedrop.ledger", "tunedrop.provider", "tunedrop.upload"),
+    "upload": ("standardwebhooks", "tunedrop.notify", "tunedrop.webhook"),
+    "create_job": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
+    "poll_status": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
+    "collect": (*ENGINE, "standardwebhooks", "tunedrop.notify", "tunedrop.upload"),
+    "notify": (*CLIENT, *ENGINE, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
+}
+NEVER = ("aws_xray_sdk", "mypy_boto3_s3", "requests", "tunedrop.cli")
+COSTLY = ("aws_lambda_powertools", "boto3", "botocore", *CLIENT, *ENGINE, "standardwebhooks", "tunedrop", "urllib3")
+
+
+def run_probe(
+    world: World, folder: str, environment: Mapping[str, str], event: Any = None
+) -> subprocess.CompletedProcess[str]:
+    function = world.functions[resource(folder)]
+    layers = [layer / "python" if (layer / "python").is_dir() else layer for layer in function.layers]
+    path = os.pathsep.join(str(each) for each in (function.code, *layers))
+    return subprocess.run(
+        [sys._base_executable, "-S", "-P", "-B", probe.__file__],
+        env={**environment, "PYTHONPATH": path, "AWS_LAMBDA_FUNCTION_NAME": function.name},
+        input=json.dumps(event),
+        capture_output=True,
+        text=True,
+        cwd=function.code,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture(scope="module")
+def first_requests(the_world: World) -> Mapping[str, Any]:
+    """What each function loaded at init and in its first request, by its folder."""
+    seen = {}
+    for folder, name in FIRST_EVENTS.items():
+        the_world.clean()
+        event = sample(name)
+        CASES[name].given(the_world, event)
+        ran = run_probe(the_world, folder, the_world.environment(folder), event)
+        assert ran.returncode == 0, ran.stderr
+        seen[folder] = json.loads(ran.stdout.splitlines()[-1])
+    return seen
+
+
+def of_packages(modules: list[str], packages: tuple[str, ...]) -> list[str]:
+    return [name for name in modules if any(name == package or name.startswith(f"{package}.") for package in packages)]
+
+
+def test_every_function_is_looked_at() -> None:
+    assert set(FIRST_EVENTS) == set(UNUSED) == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("folder", FUNCTIONS)
+def test_init_loads_nothing_that_the_function_does_not_use(folder: str, first_requests: Mapping[str, Any]) -> None:
+    assert of_packages(first_requests[folder]["at_init"], (*UNUSED[folder], *NEVER)) == []
+
+
+@pytest.mark.parametrize("folder", FUNCTIONS)
+def test_first_request_finds_everything_loaded(folder: str, first_requests: Mapping[str, Any]) -> None:
+    assert of_packages(first_requests[folder]["later"], COSTLY) == []
+
+
+@pytest.mark.parametrize("folder", FUNCTIONS)
+def test_first_request_is_answered_with_nothing_but_the_layers(folder: str, first_requests: Mapping[str, Any]) -> None:
+    answer = first_requests[folder]["answer"]
+    if "body" in answer:
+        answer = answer | {"body": json.loads(answer["body"])}
+    assert answer == CASES[FIRST_EVENTS[folder]].answer
+
+
+@pytest.mark.parametrize("folder", FUNCTIONS)
+def test_missing_variable_is_named_at_init(folder: str, the_world: World) -> None:
+    environment = the_world.environment(folder)
+    own = [name for name in environment if not name.startswith(("AWS_", "POWERTOOLS_"))]
+    required = [name for name in own if name not in ("PROVIDER_BASE_URL", "ALLOW_PLAIN_HTTP")]
+    without_any = {name: value for name, value in environment.items() if name not in required}
+
+    ran = run_probe(the_world, folder, without_any)
+
+    assert ran.returncode != 0
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("tunedrop.settings.MissingSetting: ")
+    assert any(f" {name} " in last for name in required)
+
+
+@pytest.mark.parametrize("folder", FUNCTIONS)
+def test_handler_is_wiring(folder: str) -> None:
+    text = (deploy.ROOT / "functions" / folder / "handler.py").read_text()
+    body = text[text.index("\ndef handler(") :].strip().splitlines()
+
+    assert len(body) < 40
+    assert len(text.splitlines()) < 60
+    assert [file.name for file in (deploy.ROOT / "functions" / folder).iterdir() if file.is_file()] == ["handler.py"]
