@@ -1,4 +1,5 @@
 import pytest
+from moto import mock_aws
 from tunedrop.runs import Run, RunRequest
 
 from tests.unit.fakes import FakeTime, MemoryBucket, MemoryLedger, MemoryProvider
@@ -7,7 +8,7 @@ from tests.unit.fakes import FakeTime, MemoryBucket, MemoryLedger, MemoryProvide
 @pytest.fixture
 def clock(monkeypatch):
     """Business time, which stands still; see FakeTime."""
-    time = FakeTime(1_800_000_000.0)
+    time = FakeTime(1_772_359_200.0)  # 2026-03-01T10:00:00Z
     monkeypatch.setattr("tunedrop.clock.time", time)
     return time
 
@@ -31,3 +32,11 @@ def provider(clock):
 def run(ledger):
     """A run as it begins, known to the ledger."""
     return ledger.begin(Run.of(RunRequest("0" * 32, "datasets", "shop/orders.jsonl", "e1", 100)))
+
+
+@pytest.fixture(scope="module")
+def aws():
+    """Emulated AWS in this process; nothing reaches the network. Shared, since making a client takes long."""
+    with pytest.MonkeyPatch.context() as patch, mock_aws():
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield

@@ -157,6 +157,7 @@ class MemoryProvider:
     """A fine-tuning service whose jobs change when a test says so, and are listed ``lag`` seconds late."""
 
     profile = PROFILES["openai"]
+    at_home = True
 
     def __init__(self, lag=0):
         self.lag = lag

@@ -29,7 +29,7 @@ def test_ids_are_equal_for_equal_events_alone(one, other):
 
 def test_a_run_begins_as_received(clock):
     run = Run.of(REQUEST)
-    assert (run.state, run.created_at, run.updated_at) == ("received", "2027-01-15T08:00:00.000Z", run.created_at)
+    assert (run.state, run.created_at, run.updated_at) == ("received", "2026-03-01T10:00:00.000Z", run.created_at)
     assert not run.is_final
 
 
@@ -37,7 +37,7 @@ def test_a_document_reads_back_as_the_same_run(clock):
     document = Run.of(REQUEST).document() | {
         "error": {"code": "c", "message": "m"},
         "result_keys": ["results/r1/report.json"],
-        "finished_at": "2027-01-15T08:00:01.000Z",
+        "finished_at": "2026-03-01T10:00:01.000Z",
     }
     run = Run.from_document(json.loads(json.dumps(document)))
     assert run.error == Failure("c", "m")

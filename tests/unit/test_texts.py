@@ -44,10 +44,10 @@ def test_the_text_says_why(run):
 @pytest.mark.parametrize(
     ("finished", "said"),
     [
-        ("2027-01-15T08:00:00.400Z", "0 s"),
-        ("2027-01-15T08:00:59.000Z", "59 s"),
-        ("2027-01-15T08:01:01.000Z", "1 min 1 s"),
-        ("2027-01-16T09:02:03.000Z", "25 h 2 min"),
+        ("2026-03-01T10:00:00.400Z", "0 s"),
+        ("2026-03-01T10:00:59.000Z", "59 s"),
+        ("2026-03-01T10:01:01.000Z", "1 min 1 s"),
+        ("2026-03-02T11:02:03.000Z", "25 h 2 min"),
     ],
 )
 def test_the_text_says_how_long_it_took(run, finished, said):

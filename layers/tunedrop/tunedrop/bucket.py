@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,6 +53,7 @@ class S3Bucket:
 
     def __init__(self, name: str, endpoint: str, credentials: Secret) -> None:
         self._name = name
+        self._credentials = credentials
         self._client = s3_client(endpoint, credentials)
 
     def open(self, key: str, etag: str | None = None) -> StoredObject:
@@ -65,10 +66,7 @@ class S3Bucket:
             Transient: the store did not answer properly; while reading, too.
         """
         condition: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
-        try:
-            answer = self._client.get_object(Bucket=self._name, Key=key, **condition)
-        except (ClientError, BotoCoreError) as error:
-            raise _translated(error, key) from error
+        answer = self._ask(lambda s3: s3.get_object(Bucket=self._name, Key=key, **condition), key)
         size = answer["ContentLength"]
         return StoredObject(key, answer["ETag"].strip('"'), size, _chunks(answer["Body"], key, size))
 
@@ -80,8 +78,20 @@ class S3Bucket:
             Unauthorised, Denied: the store does not accept our credentials, or not for this.
             Transient: the store did not answer properly.
         """
+        self._ask(lambda s3: s3.put_object(Bucket=self._name, Key=key, Body=body, ContentType=content_type), key)
+
+    def _ask[Answer](self, call: Callable[[S3Client], Answer], key: str) -> Answer:
         try:
-            self._client.put_object(Bucket=self._name, Key=key, Body=body, ContentType=content_type)
+            return self._translating(call, key)
+        except Unauthorised:
+            stale = self._credentials.value()
+            if self._credentials.value(fresh=True) == stale:
+                raise
+        return self._translating(call, key)  # they were rotated
+
+    def _translating[Answer](self, call: Callable[[S3Client], Answer], key: str) -> Answer:
+        try:
+            return call(self._client)
         except (ClientError, BotoCoreError) as error:
             raise _translated(error, key) from error
 

@@ -75,4 +75,8 @@ class StoredSecret:
             raise Transient(f"Secrets Manager answered {code}") from error
         except BotoCoreError as error:
             raise Transient(f"Secrets Manager did not answer ({type(error).__name__})") from error
-        return str(answer["SecretString"])
+        # What is pasted or piped into a secret tends to bring a line break along.
+        text = str(answer.get("SecretString", "")).strip()
+        if not text:
+            raise Unauthorised(f"the secret {self._arn} is empty: put one with `aws secretsmanager put-secret-value`")
+        return text

@@ -1,0 +1,249 @@
+"""The ledger's contract, on the table and on the double that other tests use in its place."""
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError
+from tunedrop.errors import Transient
+from tunedrop.ledger import DynamoLedger, UnknownRun
+from tunedrop.runs import FINAL, Failure, Run, RunRequest
+
+from tests.unit.fakes import Broken, MemoryLedger
+
+A, B, C = "a" * 32, "b" * 32, "c" * 32
+
+
+@pytest.fixture(scope="module")
+def client(aws):
+    return boto3.client("dynamodb")
+
+
+@pytest.fixture
+def table(client):
+    client.create_table(
+        TableName="ledger",
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+    )
+    yield client
+    client.delete_table(TableName="ledger")
+
+
+@pytest.fixture(params=["memory", "dynamo"])
+def ledger(request, clock):
+    if request.param == "memory":
+        return MemoryLedger()
+    return DynamoLedger(request.getfixturevalue("table"), "ledger")
+
+
+def a_run(run_id=A):
+    return Run.of(RunRequest(run_id, "datasets", "shop/ürders.jsonl", "e1", 10))
+
+
+@pytest.fixture
+def run(ledger):
+    return ledger.begin(a_run())
+
+
+def item(table, run_id=A):
+    return table.get_item(TableName="ledger", Key={"id": {"S": f"run#{run_id}"}})["Item"]
+
+
+# Runs
+
+
+def test_a_run_reads_back_as_it_began(ledger, run):
+    assert run == a_run()
+    assert ledger.get(A) == run
+
+
+def test_a_run_begins_once(ledger, run, clock):
+    ledger.update(A, state="uploading")
+    clock.advance(60)
+    assert ledger.begin(a_run()).state == "uploading"
+    assert ledger.get(A).created_at == run.created_at
+
+
+def test_an_update_sets_the_fields_given_and_the_time(ledger, run, clock):
+    clock.advance(1.5)
+    updated = ledger.update(A, state="waiting", examples=12, estimated_cost_usd=0.1, result_keys=["k"], model=None)
+    assert (updated.state, updated.examples, updated.estimated_cost_usd) == ("waiting", 12, 0.1)
+    assert updated.result_keys == ("k",)
+    assert updated.updated_at > run.updated_at == updated.created_at
+    assert ledger.get(A) == updated
+
+
+@pytest.mark.parametrize("state", FINAL)
+def test_a_run_is_finished_in_any_final_state(ledger, run, clock, state):
+    clock.advance(60)
+    finished = ledger.finish(A, state, Failure("c", "a sentence"), fine_tuned_model="ft:x")
+    assert (finished.state, finished.error, finished.fine_tuned_model) == (state, Failure("c", "a sentence"), "ft:x")
+    assert finished.finished_at == finished.updated_at > run.created_at
+    assert ledger.get(A) == finished
+
+
+def test_numbers_read_back_as_they_were(ledger, run):
+    finished = ledger.finish(A, "succeeded", None, trained_tokens=123_456_789, loss_curve=[1.25, 0.1, 1e-7])
+    assert ledger.get(A).loss_curve == finished.loss_curve == (1.25, 0.1, 1e-7)
+    assert ledger.get(A).trained_tokens == 123_456_789
+
+
+def test_a_final_state_stands(ledger, run, clock):
+    finished = ledger.finish(A, "succeeded", None)
+    clock.advance(60)
+    assert ledger.finish(A, "failed", Failure("c", "m"), job_id="j") == finished
+    assert ledger.update(A, state="training") == finished
+    assert ledger.get(A) == finished
+
+
+def test_a_state_that_is_not_final_finishes_nothing(ledger, run):
+    with pytest.raises(ValueError, match="training"):
+        ledger.finish(A, "training", None)
+    assert not ledger.get(A).is_final
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda ledger: ledger.get(A),
+        lambda ledger: ledger.update(A, state="waiting"),
+        lambda ledger: ledger.finish(A, "failed", None),
+        lambda ledger: ledger.delivered(A),
+        lambda ledger: ledger.deliver(A, "d"),
+    ],
+)
+def test_a_run_that_never_began_is_unknown(ledger, ask):
+    with pytest.raises(UnknownRun):
+        ask(ledger)
+
+
+# Claims
+
+
+def test_the_first_run_claims_a_content(ledger, run):
+    assert ledger.claim("x", A) == A
+
+
+def test_a_claim_may_be_repeated(ledger, run):
+    ledger.claim("x", A)
+    assert ledger.claim("x", A) == A
+
+
+@pytest.mark.parametrize("state", [None, "succeeded"])
+def test_a_run_under_way_or_succeeded_keeps_its_content(ledger, run, state):
+    ledger.claim("x", A)
+    if state:
+        ledger.finish(A, state, None)
+    ledger.begin(a_run(B))
+    assert ledger.claim("x", B) == A
+
+
+@pytest.mark.parametrize("state", sorted(set(FINAL) - {"succeeded"}))
+def test_a_run_that_ended_otherwise_gives_its_content_up(ledger, run, state):
+    ledger.claim("x", A)
+    ledger.finish(A, state, None)
+    ledger.begin(a_run(B))
+    ledger.begin(a_run(C))
+    assert ledger.claim("x", B) == B
+    assert ledger.claim("x", C) == B
+
+
+def test_another_content_is_free(ledger, run):
+    ledger.claim("x", A)
+    ledger.begin(a_run(B))
+    assert ledger.claim("y", B) == B
+
+
+# Intents
+
+
+def test_an_intent_is_noted_once_and_keeps_its_time(ledger, run, clock):
+    at = clock.at
+    assert ledger.intend(A, "create_job") is None
+    clock.advance(30)
+    assert ledger.intend(A, "create_job") == at
+    assert ledger.intend(A, "create_job") == at
+
+
+def test_an_intent_taken_back_may_be_noted_again(ledger, run):
+    ledger.intend(A, "create_job")
+    ledger.abandon(A, "create_job")
+    assert ledger.intend(A, "create_job") is None
+
+
+def test_an_intent_belongs_to_its_run_and_effect(ledger, run):
+    ledger.begin(a_run(B))
+    ledger.intend(A, "create_job")
+    assert ledger.intend(B, "create_job") is None
+    assert ledger.intend(A, "something_else") is None
+
+
+def test_taking_back_what_was_not_noted_is_harmless(ledger, run):
+    ledger.abandon(A, "create_job")
+    assert ledger.get(A) == run
+
+
+# Plans and deliveries
+
+
+def test_a_plan_reads_back_as_it_was(ledger, run):
+    plan = {"model": "m", "seed": 0, "method": {"type": "dpo", "dpo": {"beta": 0.1, "n": 1.0}}, "metadata": {"ü": ""}}
+    ledger.plan(A, {"model": "other"})
+    ledger.plan(A, plan)
+    assert ledger.planned(A) == plan
+    assert isinstance(ledger.planned(A)["method"]["dpo"]["n"], float)
+
+
+def test_deliveries_are_remembered(ledger, run):
+    assert ledger.delivered(A) == frozenset()
+    for destination in ("d", "e", "d"):
+        ledger.deliver(A, destination)
+    assert ledger.delivered(A) == {"d", "e"}
+
+
+def test_a_final_run_remembers_deliveries_too(ledger, run):
+    ledger.finish(A, "failed", None)
+    ledger.deliver(A, "d")
+    assert ledger.delivered(A) == {"d"}
+    assert ledger.get(A).state == "failed"
+
+
+# The table
+
+
+def test_a_run_under_way_has_no_end_in_the_table_which_the_state_machine_relies_on(table, clock):
+    DynamoLedger(table, "ledger").begin(a_run())
+    table.update_item(  # as "Record what is known" in finetune.asl.yaml does it
+        TableName="ledger",
+        Key={"id": {"S": f"run#{A}"}},
+        ConditionExpression="attribute_not_exists(finished_at)",
+        UpdateExpression="SET finished_at = :at",
+        ExpressionAttributeValues={":at": {"S": "2026-03-01T10:00:00.000Z"}},
+    )
+
+
+def test_a_run_expires_once_it_is_final_and_not_before(table, clock):
+    ledger = DynamoLedger(table, "ledger")
+    ledger.begin(a_run())
+    assert "expires_at" not in item(table)
+    ledger.finish(A, "failed", None)
+    assert int(item(table)["expires_at"]["N"]) == clock.at + 400 * 86_400
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ClientError({"Error": {"Code": "ProvisionedThroughputExceededException"}}, "UpdateItem"),
+        ClientError({"Error": {"Code": "InternalServerError"}}, "UpdateItem"),
+        EndpointConnectionError(endpoint_url="https://x"),
+    ],
+)
+def test_what_passes_is_transient(table, clock, error):
+    DynamoLedger(table, "ledger").begin(a_run())
+    with pytest.raises(Transient):
+        DynamoLedger(Broken(table, "update_item", error), "ledger").update(A, state="waiting")
+
+
+def test_what_no_repetition_mends_is_raised_as_it_is(table, clock):
+    with pytest.raises(ClientError, match="ResourceNotFoundException"):
+        DynamoLedger(table, "other").begin(a_run())
