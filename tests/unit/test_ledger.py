@@ -211,17 +211,6 @@ def test_a_final_run_remembers_deliveries_too(ledger, run):
 # The table
 
 
-def test_a_run_under_way_has_no_end_in_the_table_which_the_state_machine_relies_on(table, clock):
-    DynamoLedger(table, "ledger").begin(a_run())
-    table.update_item(  # as "Record what is known" in finetune.asl.yaml does it
-        TableName="ledger",
-        Key={"id": {"S": f"run#{A}"}},
-        ConditionExpression="attribute_not_exists(finished_at)",
-        UpdateExpression="SET finished_at = :at",
-        ExpressionAttributeValues={":at": {"S": "2026-03-01T10:00:00.000Z"}},
-    )
-
-
 def test_a_run_expires_once_it_is_final_and_not_before(table, clock):
     ledger = DynamoLedger(table, "ledger")
     ledger.begin(a_run())

@@ -78,9 +78,7 @@ class DynamoLedger:
 
     def begin(self, run: Run) -> Run:
         """See :meth:`Ledger.begin`."""
-        # Without what is not known yet: the state machine's own write asks that there be no `finished_at`.
-        known = {name: value for name, value in run.document().items() if value is not None}
-        item = {"id": f"run#{run.run_id}", **known}
+        item = {"id": f"run#{run.run_id}", **run.document()}
         if self._put(item, "attribute_not_exists(id)", {}):
             return run
         return self.get(run.run_id)
