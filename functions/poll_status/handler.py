@@ -18,8 +18,13 @@ def parts() -> dict[str, Any]:
     return {"provider": provider.connect(os.environ), "ledger": ledger.connect(os.environ)}
 
 
+@made_at_init
+def limits() -> RunSettings:
+    return load(RunSettings, os.environ)
+
+
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     logger.append_keys(run_id=event["run_id"])
     run = parts()["ledger"].get(event["run_id"])
-    return take(lambda: poll_status(run, **parts()), run, load(RunSettings, os.environ).run_deadline_hours)
+    return take(lambda: poll_status(run, **parts()), run, limits().run_deadline_hours)

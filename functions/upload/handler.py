@@ -24,9 +24,14 @@ def parts() -> dict[str, Any]:
     }
 
 
+@made_at_init
+def limits() -> RunSettings:
+    return load(RunSettings, os.environ)
+
+
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     request = RunRequest.from_input(event)
     logger.append_keys(run_id=request.run_id)
     run = parts()["ledger"].begin(Run.of(request))
-    return take(lambda: upload_dataset(run, **parts()), run, load(RunSettings, os.environ).run_deadline_hours)
+    return take(lambda: upload_dataset(run, **parts()), run, limits().run_deadline_hours)

@@ -105,7 +105,7 @@ def reported(*keys: str) -> Callable[[World, Any], None]:
 
     def then(world: World, event: Any) -> None:
         expected = {f"results/{event['run_id']}/{key}" for key in keys}
-        assert {key for key in world.keys() if key.startswith("results/")} == expected
+        assert {key for key in world.stored_keys() if key.startswith("results/")} == expected
         assert set(world.run(event).result_keys) == expected
 
     return then

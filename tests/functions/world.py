@@ -107,7 +107,7 @@ class World:
         body = (EXAMPLES / example).read_bytes()
         self.client("s3").put_object(Bucket=self.bucket, Key=key or example, Body=body)
 
-    def keys(self) -> set[str]:
+    def stored_keys(self) -> set[str]:
         listed = self.client("s3").list_objects_v2(Bucket=self.bucket)
         return {found["Key"] for found in listed.get("Contents", [])}
 
@@ -172,7 +172,7 @@ class World:
         self.handlers.clear()
         secret_store._client.cache_clear()
         s3, dynamodb = self.client("s3"), self.client("dynamodb")
-        for key in self.keys():
+        for key in self.stored_keys():
             s3.delete_object(Bucket=self.bucket, Key=key)
         table = self.outputs["LedgerTable"]
         for item in dynamodb.scan(TableName=table)["Items"]:
