@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 from dataclasses import replace
 
 from tunedrop import clock
@@ -73,6 +74,7 @@ class MemoryLedger:
         self._intents = {}
         self._plans = {}
         self._delivered = {}
+        self._notes = {}
 
     def begin(self, run):
         return self._runs.setdefault(run.run_id, run)
@@ -116,6 +118,14 @@ class MemoryLedger:
 
     def planned(self, run_id):
         return dict(self._plans[run_id])
+
+    def note(self, run_id, name, value):
+        self.get(run_id)
+        self._notes[run_id, name] = json.dumps(value)
+
+    def noted(self, run_id, name):
+        self.get(run_id)
+        return json.loads(self._notes.get((run_id, name), "{}"))
 
     def delivered(self, run_id):
         self.get(run_id)

@@ -194,6 +194,14 @@ def test_a_plan_reads_back_as_it_was(ledger, run):
     assert isinstance(ledger.planned(A)["method"]["dpo"]["n"], float)
 
 
+def test_a_note_reads_back_as_it_was_written_last(ledger, run):
+    assert ledger.noted(A, "a.jsonl") == {}
+    ledger.note(A, "a.jsonl", {"at": 1.5, "parts": {"0": "part_1"}})
+    ledger.note(A, "a.jsonl", {"at": 2.5, "parts": {"0": "part_1", "1": "part_2"}})
+    assert ledger.noted(A, "a.jsonl") == {"at": 2.5, "parts": {"0": "part_1", "1": "part_2"}}
+    assert ledger.noted(A, "b.jsonl") == {}
+
+
 def test_deliveries_are_remembered(ledger, run):
     assert ledger.delivered(A) == frozenset()
     for destination in ("d", "e", "d"):

@@ -59,6 +59,12 @@ class Ledger(Protocol):
     def planned(self, run_id: str) -> dict[str, Any]:
         """What :meth:`plan` noted last."""
 
+    def note(self, run_id: str, name: str, value: Mapping[str, Any]) -> None:
+        """Keeps JSON values under ``name`` for the run's next attempt, in the place of earlier ones."""
+
+    def noted(self, run_id: str, name: str) -> dict[str, Any]:
+        """What :meth:`note` kept last under ``name``, nothing where it never did."""
+
     def delivered(self, run_id: str) -> frozenset[str]:
         """The destinations that have accepted the run's notification."""
 
@@ -143,6 +149,16 @@ class DynamoLedger:
         """See :meth:`Ledger.planned`."""
         parameters: dict[str, Any] = json.loads(self._item(run_id)["job_parameters"])
         return parameters
+
+    def note(self, run_id: str, name: str, value: Mapping[str, Any]) -> None:
+        """See :meth:`Ledger.note`."""
+        values = {":text": json.dumps(value)}
+        self._update(run_id, "SET #name = :text", "attribute_exists(id)", {"#name": f"note_{name}"}, values)
+
+    def noted(self, run_id: str, name: str) -> dict[str, Any]:
+        """See :meth:`Ledger.noted`."""
+        value: dict[str, Any] = json.loads(self._item(run_id).get(f"note_{name}", "{}"))
+        return value
 
     def delivered(self, run_id: str) -> frozenset[str]:
         """See :meth:`Ledger.delivered`."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
 import openai
-from openai.types import FileObject
+from openai.types import FileObject, Upload
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.uploads import UploadPart
 
 from tunedrop.errors import Denied, Rejected, Throttled, Transient, TunedropError, Unauthorised, UnknownOutcome
 from tunedrop.providers import ProviderProfile, UnknownProvider, profile_of
@@ -25,6 +26,7 @@ PURPOSE: Final = "fine-tune"
 PAGE = 100
 CALL_SECONDS = 60.0
 UPLOAD_SECONDS = 300.0  # for one read or write, not for the whole transfer
+PART_SECONDS = 60.0  # likewise, of a part
 DEFAULT_PAUSE_SECONDS = 30.0
 MAX_PAUSE_SECONDS = 3600.0
 
@@ -41,6 +43,14 @@ class ProviderFile:
     size: int
     status: str
     created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderUpload:
+    """A file that is sent in parts, until ``expires_at`` (epoch seconds)."""
+
+    id: str
+    expires_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,19 @@ class Provider(Protocol):
     def upload(self, name: str, chunks: Iterable[bytes], size: int) -> ProviderFile:
         """Uploads a dataset of ``size`` bytes, as it is read."""
 
+    def begin_upload(self, name: str, size: int) -> ProviderUpload:
+        """Begins a dataset of ``size`` bytes that is sent in parts; there is no file before it is completed."""
+
+    def add_part(self, upload_id: str, chunks: Sequence[bytes]) -> str:
+        """Sends a part and returns its id; several may be sent at the same time, and one that is not named at the end
+        does no harm."""
+
+    def complete_upload(self, upload_id: str, part_ids: Sequence[str], md5: str) -> ProviderFile:
+        """Makes the file of the parts, in the order given; ``md5`` (hexadecimal) is that of the whole."""
+
+    def cancel_upload(self, upload_id: str) -> None:
+        """Drops the parts; an upload that has ended is no fault."""
+
     def file(self, file_id: str) -> ProviderFile:
         """A file's state."""
 
@@ -135,7 +158,11 @@ class OpenAIProvider:
         self._api_key = api_key
         # Made before the key is known, since making it takes time that initialisation has and a request has not.
         self._client = openai.OpenAI(api_key="not known yet", base_url=url, max_retries=0, timeout=CALL_SECONDS)
-        _ = self._client.files, self._client.fine_tuning.jobs  # which the client imports at their first use
+        _ = (
+            self._client.files,
+            self._client.uploads,
+            self._client.fine_tuning.jobs,
+        )  # which the client imports at their first use
 
     def files_named(self, name: str) -> list[ProviderFile]:
         """See :class:`Provider`; no filter of the listing is trusted."""
@@ -152,6 +179,46 @@ class OpenAIProvider:
 
         # What was read of the dataset cannot be read again: no second try with a fresh key here.
         return _file(self._create(create, FileObject, again=False))
+
+    def begin_upload(self, name: str, size: int) -> ProviderUpload:
+        """See :class:`Provider`."""
+
+        def begin(client: openai.OpenAI) -> Upload:
+            return client.uploads.create(bytes=size, filename=name, mime_type="application/jsonl", purpose=PURPOSE)
+
+        upload = self._create(begin, Upload)
+        return ProviderUpload(upload.id, upload.expires_at)
+
+    def add_part(self, upload_id: str, chunks: Sequence[bytes]) -> str:
+        """See :class:`Provider`; the chunks are not copied."""
+        size = sum(map(len, chunks))
+
+        def add(client: openai.OpenAI) -> UploadPart:
+            data = io.BufferedReader(_Stream(chunks, size), buffer_size=1 << 16)
+            return client.with_options(timeout=PART_SECONDS).uploads.parts.create(upload_id, data=("part", data))
+
+        return self._create(add, UploadPart).id
+
+    def complete_upload(self, upload_id: str, part_ids: Sequence[str], md5: str) -> ProviderFile:
+        """See :class:`Provider`."""
+
+        def complete(client: openai.OpenAI) -> FileObject:
+            patient = client.with_options(timeout=UPLOAD_SECONDS)  # the parts are put together in the meantime
+            completed = _expect(patient.uploads.complete(upload_id, part_ids=list(part_ids), md5=md5), Upload)
+            return _expect(completed.file, FileObject)
+
+        return _file(self._create(complete, FileObject))
+
+    def cancel_upload(self, upload_id: str) -> None:
+        """See :class:`Provider`."""
+
+        def cancel(client: openai.OpenAI) -> None:
+            try:
+                client.uploads.cancel(upload_id)
+            except (openai.NotFoundError, openai.BadRequestError):
+                return
+
+        self._read(cancel)
 
     def file(self, file_id: str) -> ProviderFile:
         """See :class:`Provider`."""

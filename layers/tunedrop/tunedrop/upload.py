@@ -1,16 +1,16 @@
-"""Uploading: check a dataset, and send it to the fine-tuning service once it is known to be valid."""
+"""Uploading: check a dataset while it goes to the fine-tuning service, and commit it there if it is valid."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
 from typing import Any
 
-import tunedrop.dataset.sensitive  # noqa: F401 - every run searches: to be loaded at init, not in the first request
+from tunedrop import job_specification
 from tunedrop.bucket import Bucket, StoredObject
 from tunedrop.clock import now
 from tunedrop.dataset import Report
@@ -19,20 +19,29 @@ from tunedrop.events import DATASET, SPECIFICATION, VALIDATION
 from tunedrop.job_specification import MAX_SIZE, JobSpecification
 from tunedrop.ledger import Ledger
 from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, preflight
-from tunedrop.provider import Provider, ProviderFile
+from tunedrop.provider import Provider
 from tunedrop.runs import Run, results_key
 from tunedrop.settings import UploadSettings
-from tunedrop.steps import Done
+from tunedrop.steps import Done, Wait
+from tunedrop.transfer import Outgoing, OutOfTime
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_METADATA_PAIRS = 16
 
 
-def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provider: Provider, ledger: Ledger) -> Done:
+def upload_dataset(
+    run: Run,
+    settings: UploadSettings,
+    *,
+    bucket: Bucket,
+    provider: Provider,
+    ledger: Ledger,
+    seconds_left: Callable[[], float] = lambda: math.inf,
+) -> Wait | Done:
     """Checks the run's dataset as it was when its event happened, and uploads it as ``RUN_ID.jsonl``.
 
-    The dataset is read twice, once to check and once to send, so that memory does not grow with it and no byte of a
-    broken one leaves the bucket. What an earlier attempt has uploaded is found by its name.
+    The dataset is read once: what is checked goes on to the service, where it becomes a file only if it is valid,
+    within the budget and no duplicate. What an earlier attempt has sent is found. ``seconds_left`` is the time that the
+    function has; before it is over, the step asks to be taken again.
 
     Raises:
         Rejected: the dataset or its specification is invalid; the report says all, the message the first error.
@@ -44,38 +53,91 @@ def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provid
     if run.file_id:
         return Done("waiting")
     ledger.update(run.run_id, state="uploading")
-    found = _preflight(run, settings, bucket, provider)
-    report, specification = found.report, found.specification
-    bucket.write(results_key(run.run_id, "report.json"), report.to_json().encode(), "application/json")
-    parameters = _parameters(run, specification, found.model, provider)
-    run = ledger.update(
-        run.run_id,
-        provider=provider.profile.name,
-        model=found.model,
-        method=specification.method_name or "supervised",
-        examples=report.examples,
-        tokens=report.tokens.total if report.tokens else None,
-        estimated_cost_usd=report.estimate.usd if report.estimate else None,
-        result_keys=[results_key(run.run_id, "report.json")],
-    )
-    _judge(run, report)
-    if not specification.force:
-        _claim(run, report, found.validation_etag, parameters, ledger)
+    try:
+        return _check_and_send(run, settings, bucket, provider, ledger, seconds_left)
+    except OutOfTime as error:
+        if not error.progressed:
+            raise Transient("the function's time was over before the dataset was checked and sent") from error
+        return Wait(1, "uploading")
 
-    file = _upload(run.key, run.etag, f"{run.run_id}.jsonl", bucket, provider)
+
+def _check_and_send(
+    run: Run,
+    settings: UploadSettings,
+    bucket: Bucket,
+    provider: Provider,
+    ledger: Ledger,
+    seconds_left: Callable[[], float],
+) -> Done:
+    specification_text = _specification(run, bucket)
+    training = bucket.open(run.key, run.etag)
+    _refuse_too_large(training, provider)
+
+    def outgoing(stored: StoredObject, ending: str) -> Outgoing:
+        name = run.run_id + ending
+        return Outgoing(run.run_id, name, stored.size, provider=provider, ledger=ledger, seconds_left=seconds_left)
+
+    with outgoing(training, DATASET) as sending:
+        at_once = _may_leave_unchecked(specification_text, provider)
+        chunks = sending.through(training.chunks) if at_once else training.chunks
+        found = _preflight(run, settings, bucket, provider, chunks, specification_text)
+        report, specification = found.report, found.specification
+        bucket.write(results_key(run.run_id, "report.json"), report.to_json().encode(), "application/json")
+        parameters = _parameters(run, specification, found.model, provider)
+        run = ledger.update(
+            run.run_id,
+            provider=provider.profile.name,
+            model=found.model,
+            method=specification.method_name or "supervised",
+            examples=report.examples,
+            tokens=report.tokens.total if report.tokens else None,
+            estimated_cost_usd=report.estimate.usd if report.estimate else None,
+            result_keys=[results_key(run.run_id, "report.json")],
+        )
+        _judge(run, report)
+        if not specification.force:
+            _claim(run, report, found.validation_etag, parameters, ledger)
+        if not at_once:
+            _send(bucket.open(run.key, run.etag), sending)
+        file = sending.commit()
+
     fields: dict[str, Any] = {"file_id": file.id}
     if found.validation_etag:
-        name = f"{run.run_id}.validation.jsonl"
         try:
-            key = _beside(run.key, VALIDATION)
-            validation = _upload(key, found.validation_etag, name, bucket, provider)
+            validation = bucket.open(_beside(run.key, VALIDATION), found.validation_etag)
+            with outgoing(validation, VALIDATION) as sending:
+                _send(validation, sending)
+                validation_file = sending.commit()
         except (Missing, Superseded) as error:
             raise Transient("the validation set changed while it was read; it is checked again") from error
-        fields["validation_file_id"] = validation.id
-        parameters["validation_file"] = validation.id
+        fields["validation_file_id"] = validation_file.id
+        parameters["validation_file"] = validation_file.id
     ledger.plan(run.run_id, {**parameters, "training_file": file.id})
     ledger.update(run.run_id, state="waiting", **fields)
     return Done("waiting")
+
+
+def _send(stored: StoredObject, sending: Outgoing) -> None:
+    for chunk in stored.chunks:
+        sending.send(chunk)
+
+
+def _may_leave_unchecked(specification: bytes | None, provider: Provider) -> bool:
+    """Whether bytes may go to the service, uncommitted, before all of them are known to be fit to go."""
+    if specification is None:
+        return True
+    parsed = job_specification.parse(specification, [provider.profile.name])
+    return isinstance(parsed, JobSpecification) and not parsed.refuse_sensitive
+
+
+def _refuse_too_large(stored: StoredObject, provider: Provider) -> None:
+    limit = provider.profile.largest_dataset
+    if limit is not None and stored.size > limit:
+        raise Rejected(
+            "dataset_too_large",
+            f"{stored.key} has {stored.size:,} bytes; {provider.profile.name} takes at most {limit:,}: "
+            "leave out examples",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +147,17 @@ class _Found(Preflight):
     validation_etag: str | None
 
 
-def _preflight(run: Run, settings: UploadSettings, bucket: Bucket, provider: Provider) -> _Found:
-    specification = _open(bucket, _beside(run.key, SPECIFICATION))
+def _preflight(
+    run: Run,
+    settings: UploadSettings,
+    bucket: Bucket,
+    provider: Provider,
+    training: Iterable[bytes],
+    specification: bytes | None,
+) -> _Found:
     validation = _open(bucket, _beside(run.key, VALIDATION))
-    training = bucket.open(run.key, run.etag)
+    if validation:
+        _refuse_too_large(validation, provider)
     wanted = Wanted(
         today=datetime.fromtimestamp(now(), UTC).date(),
         default_model=settings.default_model,
@@ -97,12 +166,7 @@ def _preflight(run: Run, settings: UploadSettings, bucket: Bucket, provider: Pro
         at_home=provider.at_home,
         max_cost_usd=settings.max_cost_usd or None,
     )
-    found = preflight(
-        training.chunks,
-        validation.chunks if validation else None,
-        _whole(specification) if specification else None,
-        wanted,
-    )
+    found = preflight(training, _steady(validation) if validation else None, specification, wanted)
     return _Found(found.specification, found.model, found.report, found.check, validation.etag if validation else None)
 
 
@@ -113,7 +177,18 @@ def _open(bucket: Bucket, key: str) -> StoredObject | None:
         return None
 
 
-def _whole(stored: StoredObject) -> bytes:
+def _steady(validation: StoredObject) -> Iterator[bytes]:
+    # Another validation set is no reason to give the training set up.
+    try:
+        yield from validation.chunks
+    except (Missing, Superseded) as error:
+        raise Transient("the validation set changed while it was read; it is read again") from error
+
+
+def _specification(run: Run, bucket: Bucket) -> bytes | None:
+    stored = _open(bucket, _beside(run.key, SPECIFICATION))
+    if stored is None:
+        return None
     # One byte more than a job specification may have is enough to see that it has too many.
     return b"".join(stored.chunks) if stored.size <= MAX_SIZE else bytes(MAX_SIZE + 1)
 
@@ -155,26 +230,6 @@ def _claim(run: Run, report: Report, validation_etag: str | None, parameters: di
             f"run {holder} trains or has trained on the same dataset with the same specification; "
             'say "force": true in the job specification to train again',
         )
-
-
-def _upload(key: str, etag: str, name: str, bucket: Bucket, provider: Provider) -> ProviderFile:
-    stored = bucket.open(key, etag)
-    size, chunks = _without_byte_order_mark(stored)
-    whole = [file for file in provider.files_named(name) if file.size == size]
-    for surplus in whole[1:]:
-        provider.delete_file(surplus.id)
-    return whole[0] if whole else provider.upload(name, chunks, size)
-
-
-def _without_byte_order_mark(stored: StoredObject) -> tuple[int, Iterator[bytes]]:
-    """The size and the chunks of what is uploaded: a byte order mark at the start is not part of the data."""
-    chunks = iter(stored.chunks)
-    start = b""
-    while len(start) < len(BYTE_ORDER_MARK) and (chunk := next(chunks, None)) is not None:
-        start += chunk
-    if start.startswith(BYTE_ORDER_MARK):
-        return stored.size - len(BYTE_ORDER_MARK), chain((start[len(BYTE_ORDER_MARK) :],), chunks)
-    return stored.size, chain((start,), chunks)
 
 
 def _beside(key: str, ending: str) -> str:
