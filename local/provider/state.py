@@ -391,7 +391,11 @@ class State:
                 }
                 for file in self._received
             ]
-            return {"jobs_created": len(jobs), "jobs": jobs, "files": files}
+            uploads = [
+                {"id": upload.id, "filename": upload.filename, "status": upload.status}
+                for upload in self._uploads.values()
+            ]
+            return {"jobs_created": len(jobs), "jobs": jobs, "files": files, "uploads": uploads}
 
 
 def _fits(metadata: dict[str, str] | None, wanted: dict[str, str] | None) -> bool:

@@ -51,9 +51,7 @@ ENDING_SECONDS = 20.0
 class OutOfTime(Exception):
     """The function's time is nearly over; ``progressed`` says whether the next attempt has less to do than this one."""
 
-    def __init__(self, *, progressed: bool) -> None:
-        super().__init__()
-        self.progressed = progressed
+    progressed = False
 
 
 class Outgoing:
@@ -91,6 +89,8 @@ class Outgoing:
     ) -> None:
         if self._way:
             self._way.end(drop=isinstance(error, Final))
+            if isinstance(error, OutOfTime):
+                error.progressed = self._way.progressed
 
     def through(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """Sends the chunks as somebody else reads them; raises as :meth:`send`."""
@@ -144,7 +144,7 @@ class Outgoing:
 
     def _look_at_the_clock(self) -> None:
         if self._seconds_left() < RESERVE_SECONDS:
-            raise OutOfTime(progressed=self._way is not None and self._way.progressed)
+            raise OutOfTime
 
 
 class _Way(Protocol):
