@@ -19,7 +19,7 @@ from local.gateway import Gateway, Server
 from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
 from local.queues import Poller
-from local.r2 import Forwarder, notifying
+from local.r2 import Forwarder, Object, notifying, streaming
 from local.receiver import Receiver
 
 WEBHOOK_PATH = "/events/r2"
@@ -229,4 +229,20 @@ def _r2(forwarder: Forwarder) -> Any:
         found = s3_backends[deploy.ACCOUNT]["aws"].get_object(bucket, key)
         return (found.etag.strip('"'), found.size) if found else None
 
-    return notifying(DomainDispatcherApplication(create_backend_app), R2_ACCOUNT, stored, forwarder.tell)
+    def content(bucket: str, key: str) -> Object | None:
+        backend = s3_backends[deploy.ACCOUNT]["aws"]
+        found = backend.get_object(bucket, key) if bucket in backend.buckets else None
+        if found is None:
+            return None
+
+        def read(offset: int, count: int) -> bytes:
+            with found.lock:
+                found._value_buffer.seek(offset)
+                return bytes(found._value_buffer.read(count))
+
+        etag = found.etag.strip('"')
+        content_type = found.metadata.get("Content-Type", "binary/octet-stream")
+        return Object(etag, found.size, content_type, found.last_modified_RFC1123, read)
+
+    moto = streaming(DomainDispatcherApplication(create_backend_app), content)
+    return notifying(moto, R2_ACCOUNT, stored, forwarder.tell)

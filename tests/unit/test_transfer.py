@@ -339,12 +339,12 @@ def test_an_upload_of_other_parts_is_not_continued(service, provider, ledger, ru
     assert committed(service, run) == [digest(LARGE)]
 
 
-def test_what_has_arrived_is_not_sent_again(service, provider, ledger, run):
-    for body in (LARGE, SMALL):
-        send(run, body, provider, ledger)
-        since = posts(service)
-        assert send(run, body, provider, ledger).size == len(body)
-        assert posts(service) == since
+@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["one call", "parts"])
+def test_what_has_arrived_is_not_sent_again(service, provider, ledger, run, body):
+    file = send(run, body, provider, ledger)
+    since = posts(service)
+    assert send(run, body, provider, ledger) == file
+    assert posts(service) == since
 
 
 def test_of_two_files_of_the_run_the_older_is_kept(service, provider, ledger, run):
