@@ -62,6 +62,7 @@ def provider(service, monkeypatch):
     monkeypatch.setattr(adapter, "PART_SECONDS", 0.8)
     monkeypatch.setattr(adapter, "UPLOAD_SECONDS", 0.8)
     monkeypatch.setattr(transfer, "HELD_BYTES", 20_000)
+    monkeypatch.setattr(transfer, "NOTE_SECONDS", 0)
     return OpenAIProvider(PROFILE, service.url, FakeSecret(KEY))
 
 
@@ -91,6 +92,7 @@ def persist(run, body, provider, ledger, clock, attempts=40):
             return send(run, body, provider, ledger), attempt
         except (Transient, UnknownOutcome, Unauthorised):
             clock.advance(5)
+            time.sleep(0.1)  # what hangs at the service lands before the last look
         except Throttled as error:
             clock.advance(error.wait_seconds)
     raise AssertionError("it never arrived")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 RANGE_BYTES = 4 << 20
-RANGES_AHEAD = 4  # read at the same time; with the one that is handed out, 20 MiB at most are held
+RANGES_AHEAD = 3  # read at the same time; with the one that is handed out, 16 MiB at most are held
 READ_ATTEMPTS = 4  # at each range
 
 _GONE = ("404", "NoSuchKey", "NoSuchBucket")

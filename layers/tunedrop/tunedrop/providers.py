@@ -26,7 +26,7 @@ class ProviderProfile:
     file_limit: int | None = None
     uploads_above: int | None = None
     uploads_limit: int = 0
-    part_bytes: int = 16 * MIB
+    part_bytes: int = 8 * MIB
 
     @property
     def largest_dataset(self) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -45,6 +46,8 @@ WAITING_CHUNKS = 8
 SENDERS = 3
 ATTEMPTS = 4
 LONGEST_PAUSE_SECONDS = 30.0
+NOTE_SECONDS = 1.0
+"""A death costs the parts of so long."""
 ENDING_SECONDS = 20.0
 
 
@@ -285,7 +288,9 @@ class _InParts:
         self._stopping.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(self._under_way, ENDING_SECONDS)
-        if drop and self._upload:
+        if self._upload and not drop:
+            self._notes.complete(self._upload)
+        elif self._upload:
             # What cannot be cancelled now expires within the hour.
             with suppress(TunedropError):
                 self._provider.cancel_upload(self._upload.id)
@@ -382,6 +387,8 @@ class _Notes:
         self._run_id = run_id
         self._name = name
         self._writing = threading.Lock()
+        self._written_at = -math.inf
+        self._unwritten = False
         self.values = ledger.noted(run_id, name)
 
     def write(self, **changes: Any) -> None:
@@ -390,10 +397,18 @@ class _Notes:
             self._write(changes)
 
     def arrived(self, upload: _Upload, number: int, part_id: str) -> None:
-        """Adds a part; several may arrive at the same time."""
+        """Adds a part; several may arrive at the same time. Not each is worth a write, which holds all of them."""
         with self._writing:
             upload.parts[number] = part_id
-            self._write({"upload": asdict(upload)})
+            self._unwritten = True
+            if time.monotonic() >= self._written_at + NOTE_SECONDS:
+                self._write({"upload": asdict(upload)})
+
+    def complete(self, upload: _Upload) -> None:
+        """Writes what is not written yet."""
+        with self._writing:
+            if self._unwritten:
+                self._write({"upload": asdict(upload)})
 
     @contextmanager
     def committing(self) -> Iterator[None]:
@@ -408,4 +423,6 @@ class _Notes:
     def _write(self, changes: dict[str, Any]) -> None:
         values = {name: value for name, value in {**self.values, **changes}.items() if value is not None}
         self._ledger.note(self._run_id, self._name, values)
+        self._written_at = time.monotonic()
+        self._unwritten = False
         self.values = values
