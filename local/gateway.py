@@ -90,10 +90,12 @@ def configure_moto(port: int) -> None:
 def scale_waits(scale: float) -> None:
     """Shorten the interpreter's `Wait` states and retry pauses by `scale`; 1 is the time on the wall.
 
-    A stopped execution ends within a tenth of a second. `TimeoutSeconds` is not scaled: it guards real work. Calling it
+    A stopped execution ends within a tenth of a second. `TimeoutSeconds` is not scaled: it guards real work. What a
+    task takes from its input by `TimeoutSecondsPath` is: that is the timer of a wait which may be ended early. Calling it
     again replaces the scale.
     """
     from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
+    from moto.stepfunctions.parser.asl.component.common.timeouts.timeout import TimeoutSecondsPath
     from moto.stepfunctions.parser.asl.component.state.wait.wait_function.wait_function import WaitFunction
 
     def pause(env: Any, seconds: float) -> None:
@@ -118,6 +120,13 @@ def scale_waits(scale: float) -> None:
         pauses.env = env
         evaluate(retrier, env)
 
+    timer = inspect.unwrap(TimeoutSecondsPath._eval_seconds)
+
+    @functools.wraps(timer)
+    def eval_seconds(timeout: Any, env: Any) -> float:
+        return timer(timeout, env) / scale
+
+    TimeoutSecondsPath._eval_seconds = eval_seconds
     WaitFunction._wait_interval = lambda _, env, wait_seconds: pause(env, wait_seconds)
     retrier_decl.RetrierDecl._eval_body = eval_body
     retrier_decl.time = pauses

@@ -10,9 +10,19 @@ from typing import Self
 class ProviderProcess:
     """Runs `python -m local.provider`; its addresses are known once it listens, which the first question waits for."""
 
-    def __init__(self, port: int, api_key: str, time_scale: float, clock_start: float) -> None:
+    def __init__(
+        self,
+        port: int,
+        api_key: str,
+        *,
+        time_scale: float,
+        clock_start: float,
+        callback_url: str,
+        callback_secret: str,
+    ) -> None:
         command = [sys.executable, "-m", "local.provider", "--port", str(port), "--api-key", api_key]
         command += ["--time-scale", repr(time_scale), "--clock-start", repr(clock_start)]
+        command += ["--callback-url", callback_url, "--callback-secret", callback_secret]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
 
     @cached_property

@@ -51,7 +51,7 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
     except (Rejected, Denied, Throttled, Unauthorised):
         ledger.abandon(run.run_id, EFFECT)  # refused for certain
         raise
-    return _record(run, job, ledger)
+    return _record(run, job, provider, ledger)
 
 
 def _processed(file: ProviderFile) -> bool:
@@ -65,9 +65,10 @@ def _adopt(run: Run, jobs: list[ProviderJob], provider: Provider, ledger: Ledger
     """Keeps the oldest job on the run's file; any other is one too many, and is cancelled."""
     for surplus in jobs[1:]:
         provider.cancel_job(surplus.id)
-    return _record(run, jobs[0], ledger)
+    return _record(run, jobs[0], provider, ledger)
 
 
-def _record(run: Run, job: ProviderJob, ledger: Ledger) -> Done:
+def _record(run: Run, job: ProviderJob, provider: Provider, ledger: Ledger) -> Done:
+    ledger.join(f"{provider.profile.name}/{job.id}", run.run_id)
     ledger.update(run.run_id, state="training", job_id=job.id)
     return Done("training")
