@@ -91,8 +91,8 @@ def scale_waits(scale: float) -> None:
     """Shorten the interpreter's `Wait` states and retry pauses by `scale`; 1 is the time on the wall.
 
     A stopped execution ends within a tenth of a second. `TimeoutSeconds` is not scaled: it guards real work. What a
-    task takes from its input by `TimeoutSecondsPath` is: that is the timer of a wait which may be ended early. Calling it
-    again replaces the scale.
+    task takes from its input by `TimeoutSecondsPath` is: that is the timer of a wait which may be ended early. Called
+    again, it replaces the scale.
     """
     from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
     from moto.stepfunctions.parser.asl.component.common.timeouts.timeout import TimeoutSecondsPath
