@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from tunedrop.bucket import Bucket
+from tunedrop.create_job import keep_oldest
 from tunedrop.errors import Final, TunedropError
 from tunedrop.ledger import Ledger
 from tunedrop.metrics import training_loss
@@ -111,9 +112,7 @@ def _job(run: Run, outcome: Outcome, provider: Provider) -> ProviderJob | None:
     elif run.file_id and outcome.state in ("failed", "timed_out"):
         # The creating step may have died between creating the job and recording it.
         jobs = provider.jobs_on(run.file_id)
-        for surplus in jobs[1:]:
-            provider.cancel_job(surplus.id)
-        job = jobs[0] if jobs else None
+        job = keep_oldest(jobs, provider) if jobs else None
     else:
         return None
     if job is not None and job.status not in ENDED:
