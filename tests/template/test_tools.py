@@ -8,7 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from tests.template.reading import FOLDERS, MACHINE, stem
 TESTS = deploy.ROOT / "tests"
 VALIDATOR = TESTS / "node_modules" / ".bin" / "asl-validator"
 SAM = Path(sys.executable).with_name("sam")
-KEPT = deploy.ROOT / ".aws-sam" / "of-the-tests"
 REGION = "us-east-1"  # SAM wants one, whatever is done with it
 
 UNZIPPED_BYTES = 250 * 1024 * 1024  # of a function with its layers
@@ -104,21 +103,24 @@ def test_sam_finds_the_template_valid() -> None:
 
 
 @pytest.fixture(scope="session")
-def builds() -> Mapping[str, Path]:
-    """What `sam build` makes, by architecture, both at once. Kept: only what has changed since is built the next time."""
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Path]]:
+    """What `sam build` makes, by architecture, both at once: without its cache, which is one for all builds and which
+    the one would tidy up while the other uses it."""
     environment = sam_environment()
-    folders = {architecture: KEPT / architecture / "build" for architecture in ELF_MACHINES}
+    folders = {architecture: tmp_path_factory.mktemp(architecture) / "build" for architecture in ELF_MACHINES}
     running = {}
     for architecture, folder in folders.items():
-        command = [SAM, "build", "--region", REGION, "--parameter-overrides", f"Architecture={architecture}"]
-        command += ["--cached", "--cache-dir", folder.with_name("cache"), "--build-dir", folder]
+        command = [SAM, "build", "--region", REGION, "--no-cached", "--build-dir", folder]
+        command += ["--parameter-overrides", f"Architecture={architecture}"]
         running[architecture] = subprocess.Popen(
             command, cwd=deploy.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
     said = {architecture: process.communicate()[0] for architecture, process in running.items()}
     for architecture, process in running.items():
         assert process.returncode == 0, said[architecture]
-    return folders
+    yield folders
+    for folder in folders.values():
+        shutil.rmtree(folder)
 
 
 def layers(build: Path) -> tuple[Path, Path]:
