@@ -145,7 +145,7 @@ def _save(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> dic
 def _table(provider: Provider, file_id: str) -> bytes:
     content = provider.content(file_id)
     try:
-        plain = base64.b64decode(content, validate=True)
+        plain = base64.b64decode(b"".join(content.split()), validate=True)  # it may be broken into lines
     except ValueError:
         return content
     # Some services hand the table out in base64; a table as it is has commas, which base64 has not.
