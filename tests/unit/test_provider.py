@@ -28,17 +28,13 @@ def service():
 
 @pytest.fixture(scope="module")
 def made(service):
-    """The adapter with little patience, and the secret that its key comes from."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CALL_SECONDS", 0.4)
-        patch.setattr(module, "UPLOAD_SECONDS", 0.4)
-        secret = FakeSecret(KEY)
-        yield OpenAIProvider(PROFILES["openai"], service.url, secret), secret
+    """The adapter, and the secret that its key comes from."""
+    secret = FakeSecret(KEY)
+    return OpenAIProvider(PROFILES["openai"], service.url, secret), secret
 
 
 @pytest.fixture
-def provider(service, made, monkeypatch):
-    monkeypatch.setattr(module, "UPLOAD_SECONDS", 0.4)
+def provider(service, made):
     yield made[0]
     service.order("DELETE", "/faults")
 
@@ -201,8 +197,7 @@ def test_a_job_is_created_with_the_words_of_the_api(provider, service, file_id):
 # Uploading
 
 
-def test_an_upload_arrives_byte_by_byte_with_its_length_told_before(provider, service, monkeypatch):
-    monkeypatch.setattr(module, "UPLOAD_SECONDS", 20)
+def test_an_upload_arrives_byte_by_byte_with_its_length_told_before(provider, service):
     size, piece = 24 << 20, bytes(range(256)) * 4096
     digest = hashlib.sha256()
 
@@ -292,7 +287,6 @@ UNCERTAIN = {
     "cut, length of the whole": {"truncate": 20, "whole_length": True},
     "empty": {"truncate": 0},
     "empty, length of the whole": {"truncate": 0, "whole_length": True},
-    "hang": {"hang": 0.6},
     "empty object": {"status": 200, "body": {}},
     "null": {"status": 200, "body": None},
     "list": {"status": 200, "body": []},
@@ -320,6 +314,25 @@ def test_a_reading_without_an_answer_is_transient(provider, service, file_id, jo
     service.fault(method, path, UNCERTAIN[fault])
     with pytest.raises(Transient):
         call(provider, file_id, job_id)
+
+
+@pytest.mark.parametrize(
+    ("call", "place", "kind"),
+    [
+        (create, CREATING[create], UnknownOutcome),
+        (upload, CREATING[upload], UnknownOutcome),
+        (READING["job"][0], READING["job"][1:], Transient),
+        (READING["jobs"][0], READING["jobs"][1:], Transient),
+    ],
+)
+def test_an_answer_that_does_not_come_is_not_waited_for(service, file_id, job_id, monkeypatch, call, place, kind):
+    monkeypatch.setattr(module, "CALL_SECONDS", 0.2)
+    monkeypatch.setattr(module, "UPLOAD_SECONDS", 0.2)
+    impatient = OpenAIProvider(PROFILES["openai"], service.url, FakeSecret(KEY))
+    service.fault(*place, {"hang": 0.4})
+    with pytest.raises(kind, match="did not answer"):
+        call(impatient, file_id, job_id)
+    service.order("DELETE", "/faults")
 
 
 @pytest.mark.parametrize("reading", LISTING)
