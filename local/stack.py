@@ -184,7 +184,7 @@ class Stack:
             if what == "faults":
                 self.functions.inject(given.pop("function"), given)
             elif what == "restart":
-                self.functions.restart(**given)
+                self.functions.restart(given["function"])
             elif what == "receiver":
                 self.receiver.refuse(**given)
             else:
