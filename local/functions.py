@@ -332,6 +332,15 @@ class _Pool:
             if not self._workers and not self._closed:
                 self._idle.append(self._start())
 
+    def restart(self) -> None:
+        """End the idle workers: the next requests find new ones, as after a deployment."""
+        with self._changed:
+            for worker in self._idle:
+                worker.kill()
+                self._workers.discard(worker)
+                self._fresh.discard(worker)
+            self._idle.clear()
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
@@ -472,6 +481,10 @@ class Lambda:
     def inject(self, name: str, fault: Fault | Mapping[str, Any]) -> None:
         """Have the next `times` invocations of a function fail: a `Fault`, or its fields as data."""
         self._pool(name).faults.append(fault if isinstance(fault, Fault) else Fault(**fault))
+
+    def restart(self, name: str) -> None:
+        """End a function's idle workers, and with them what they have cached."""
+        self._pool(name).restart()
 
     def warm(self, names: Iterable[str] | None = None) -> None:
         """Start a worker for each of the functions (all unless named), without waiting for their initialisation."""

@@ -6,13 +6,16 @@ Also what moto's Step Functions interpreter needs to run here: its configuration
 import base64
 import functools
 import inspect
+import io
 import json
+import math
 import os
 import threading
 import time
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from werkzeug import Request, Response
@@ -23,6 +26,10 @@ from local.functions import Closed, FunctionNotFound, Invocation, Lambda, Payloa
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 INVOKE_PREFIX, INVOKE_SUFFIX = "/2015-03-31/functions/", "/invocations"
+# Calls whose condition and effect are one: moto looks and writes in two steps, and serves each request in a thread.
+_ATOMIC = ("DynamoDB_", "AWSStepFunctions.StartExecution")
+# A function's pause before its message comes again. The queue's own time-out is not scaled: it guards real work.
+_PAUSE_OF_A_MESSAGE = "AmazonSQS.ChangeMessageVisibility"
 _POLL_SECONDS = 0.1  # how soon a server, or a wait of a stopped execution, notices that it should end
 
 
@@ -71,12 +78,17 @@ class Gateway(Server):
         super().__init__(port, MotoRequestHandler)
 
     def serve(self, functions: Lambda, *, time_scale: float = 1.0) -> Self:
-        """Answer from now on. Waits and retry pauses of state machines take 1/`time_scale` of their time."""
+        """Answer from now on.
+
+        Waits and retry pauses of state machines, and pauses that a function asks for its message, take 1/`time_scale`
+        of their time.
+        """
         configure_moto(self.port)
         scale_waits(time_scale)
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
-        return self.start(application(functions, DomainDispatcherApplication(create_backend_app)))
+        moto = DomainDispatcherApplication(create_backend_app)
+        return self.start(application(functions, moto, time_scale=time_scale))
 
 
 def configure_moto(port: int) -> None:
@@ -85,6 +97,19 @@ def configure_moto(port: int) -> None:
     from moto.core.config import default_user_config
 
     default_user_config["stepfunctions"] = {"execute_state_machine": True}
+    _tell_times_as_text()
+
+
+def _tell_times_as_text() -> None:
+    """Put `$$.Execution.StartTime` into the context object as Step Functions does; moto leaves it a datetime."""
+    from moto.stepfunctions.parser.backend import execution_worker
+
+    class Execution(dict[str, Any]):
+        def __init__(self, *, StartTime: datetime, **rest: Any) -> None:  # noqa: N803 - Step Functions' spelling
+            at = StartTime.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            super().__init__(StartTime=at, **rest)
+
+    execution_worker.ExecutionData = Execution
 
 
 def scale_waits(scale: float) -> None:
@@ -132,17 +157,31 @@ def scale_waits(scale: float) -> None:
     retrier_decl.time = pauses
 
 
-def application(functions: Lambda, moto: WsgiApp) -> WsgiApp:
+def application(functions: Lambda, moto: WsgiApp, *, time_scale: float = 1.0) -> WsgiApp:
     """Lambda's `Invoke` in front of moto's application."""
+    one_at_a_time = threading.Lock()
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
+        target = environ.get("HTTP_X_AMZ_TARGET", "")
+        if target.startswith(_ATOMIC):
+            with one_at_a_time:
+                return list(moto(environ, start_response))
+        if target == _PAUSE_OF_A_MESSAGE:
+            _shorten(environ, time_scale)
         if not (path.startswith(INVOKE_PREFIX) and path.endswith(INVOKE_SUFFIX)):
             return moto(environ, start_response)
         name = urllib.parse.unquote(path[len(INVOKE_PREFIX) : -len(INVOKE_SUFFIX)])
         return _invoke(functions, name, Request(environ))(environ, start_response)
 
     return serve
+
+
+def _shorten(environ: dict[str, Any], time_scale: float) -> None:
+    order = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+    order["VisibilityTimeout"] = math.ceil(order["VisibilityTimeout"] / time_scale)
+    body = json.dumps(order).encode()
+    environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
 
 
 def _invoke(functions: Lambda, identifier: str, request: Request) -> Response:

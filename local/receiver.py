@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ class Receiver(Server):
         self.received: list[dict[str, Any]] = []
         self._secret = secret
         self._refusals = 0
+        self._refused: Counter[str] = Counter()
         self._status = 503
         self._lock = threading.Lock()
         self.start(Request.application(self._respond))
@@ -38,6 +40,10 @@ class Receiver(Server):
         with self._lock:
             if self._refusals:
                 self._refusals -= 1
+                self._refused[headers["webhook-id"]] += 1
                 return Response("as it was told to", self._status)
-            self.received.append({"id": headers["webhook-id"], "message": json.loads(body)})
+            message_id = headers["webhook-id"]
+            self.received.append(
+                {"id": message_id, "message": json.loads(body), "refused": self._refused.pop(message_id, 0)}
+            )
         return Response(status=204)

@@ -197,6 +197,8 @@ class Stack:
             given = json.loads(request.get_data())
             if what == "faults":
                 self.functions.inject(given.pop("function"), given)
+            elif what == "restart":
+                self.functions.restart(given["function"])
             elif what == "receiver":
                 self.receiver.refuse(**given)
             else:

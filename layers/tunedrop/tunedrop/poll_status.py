@@ -52,10 +52,12 @@ def pause_seconds(job: ProviderJob) -> float:
     """Seconds until the next poll.
 
     Without an estimate a third of the job's age: short at first, growing. With one, half of what is left, so that the
-    polls draw closer as the end does; past the estimate, half of what it is overdue. At most 15 minutes.
+    polls draw closer as the end does; past the estimate, half of what it is overdue. At most 15 minutes, and at least a
+    hundredth of the job's age: an estimate that is always a minute ahead must not make a week of polls.
     """
+    age = now() - job.created_at
     if job.estimated_finish:
         distance = abs(job.estimated_finish - now())
-        return min(max(distance / 2, SHORTEST_PAUSE_NEAR_THE_END_SECONDS), LONGEST_PAUSE_SECONDS)
-    age = now() - job.created_at
+        shortest = max(SHORTEST_PAUSE_NEAR_THE_END_SECONDS, age / 100)
+        return min(max(distance / 2, shortest), LONGEST_PAUSE_SECONDS)
     return min(max(age / 3, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)

@@ -1,0 +1,42 @@
+import hashlib
+import itertools
+
+import pytest
+
+from tests.local.provider_support import lines
+from tests.workflow.running import RunningStack, chat
+
+
+@pytest.fixture(scope="session")
+def running():
+    running = RunningStack()
+    yield running
+    try:
+        running.assert_settled()
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def stack(running):
+    """The stack that most tests share, with no fault left over from one to the next."""
+    yield running
+    running.provider("DELETE", "/faults")
+
+
+@pytest.fixture
+def key(request):
+    """A key that no other test uses."""
+    return f"workflow/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}/data.jsonl"
+
+
+@pytest.fixture
+def dataset(request):
+    """Makes a valid dataset that no other test has, and another one with each call."""
+    count = itertools.count()
+
+    def make(examples=12):
+        subject = f"{request.node.name} {next(count)}"
+        return lines(chat(subject, number) for number in range(examples))
+
+    return make
