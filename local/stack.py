@@ -115,14 +115,7 @@ class Stack:
         provider = None
         if not options.provider_url:
             provider = parts.enter_context(
-                ProviderProcess(
-                    next(port),
-                    key,
-                    time_scale=options.scale,
-                    clock_start=started,
-                    callback_url=callback_url,
-                    callback_secret=callback_secret,
-                )
+                ProviderProcess(next(port), key, options.scale, started, (callback_url, callback_secret))
             )
         functions = parts.enter_context(
             Lambda((), aws_endpoint=gateway.url, logs=folder / "logs", time_scale=options.scale, clock_start=started)

@@ -11,18 +11,13 @@ class ProviderProcess:
     """Runs `python -m local.provider`; its addresses are known once it listens, which the first question waits for."""
 
     def __init__(
-        self,
-        port: int,
-        api_key: str,
-        *,
-        time_scale: float,
-        clock_start: float,
-        callback_url: str,
-        callback_secret: str,
+        self, port: int, api_key: str, time_scale: float, clock_start: float, callback: tuple[str, str] | None = None
     ) -> None:
+        """`callback` is the address that is told of the end of jobs, and the secret that signs what it is told."""
         command = [sys.executable, "-m", "local.provider", "--port", str(port), "--api-key", api_key]
         command += ["--time-scale", repr(time_scale), "--clock-start", repr(clock_start)]
-        command += ["--callback-url", callback_url, "--callback-secret", callback_secret]
+        if callback:
+            command += ["--callback-url", callback[0], "--callback-secret", callback[1]]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
 
     @cached_property

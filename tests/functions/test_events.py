@@ -100,6 +100,13 @@ def refused_once(world: World, event: Any) -> None:
 # ------------------------------------------------------------------ what is to be seen then
 
 
+def callback_is_remembered(world: World, _: Any) -> None:
+    """Whichever run the job turns out to be of, it will not wait."""
+    (item,) = world.client("dynamodb").scan(TableName=world.outputs["LedgerTable"])["Items"]
+    assert item["id"] == {"S": "job#openai/ftjob-8rT2mPq4wXy6zA1b"}
+    assert item["called_back"] == {"BOOL": True}
+
+
 def reported(*keys: str) -> Callable[[World, Any], None]:
     """The run's results are these, in the bucket and in the ledger alike."""
 
@@ -272,6 +279,11 @@ CASES = {
         step("training", wait_seconds=Within(15, 900)), given=training, then=in_the_ledger(state="training")
     ),
     "poll_status.after_wait": Case(step("succeeded", fine_tuned_model=ANY_MODEL), given=ended("succeeded")),
+    "callback.succeeded": Case(http(202, accepted="ftjob-8rT2mPq4wXy6zA1b"), then=callback_is_remembered),
+    "callback.other_event": Case(http(200, ignored="batch.completed")),
+    "callback.unsigned": Case(refused(401, "not_authentic")),
+    "callback.other_provider": Case(refused(401, "not_authentic")),
+    "callback.malformed": Case(refused(400, "malformed", "{type, data: {id}}")),
     "collect.after_success": Case(
         final("succeeded", fine_tuned_model=ANY_MODEL, trained_tokens=Within(1, 1e9)),
         given=ended("succeeded"),

@@ -217,6 +217,7 @@ def made(parts: ExitStack) -> World:
         aws,
         {"AllowPlainHttp": "true", "ProviderBaseUrl": provider.url, "StorageEndpoint": aws},
         {
+            "CallbackSecret": json.dumps({"openai": SAMPLE_SECRET}),
             "NotificationSecret": json.dumps([{"url": receiver.url, "secret": SAMPLE_SECRET}]),
             "ProviderSecret": PROVIDER_KEY,
             "StorageSecret": json.dumps({"access_key_id": "testing", "secret_access_key": "testing"}),

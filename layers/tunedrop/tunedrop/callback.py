@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from tunedrop import signatures
-from tunedrop.errors import TunedropError
+from tunedrop.errors import TunedropError, Unauthorised
 from tunedrop.ledger import Ledger
 from tunedrop.secret_store import Secret
 from tunedrop.webhook import MAX_BODY_BYTES, Answer, refusal
@@ -58,7 +58,10 @@ def take_callback(
 
 
 def _secrets_of(provider: str, secrets: Secret) -> tuple[str, ...]:
-    by_provider = json.loads(secrets.value())
+    try:
+        by_provider = json.loads(secrets.value())
+    except ValueError as error:
+        raise Unauthorised('the callback secret should read {"PROVIDER": "whsec_..."}') from error
     try:
         return signatures.secrets_of(by_provider[provider])
     except (KeyError, TypeError, AttributeError, signatures.EmptySecret):
