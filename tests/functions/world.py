@@ -68,13 +68,16 @@ class World:
     provider: str
     provider_control: str
     receiver: Receiver
+    clients: dict[str, Any] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
     handled: set[str] = field(default_factory=set)
     calls: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """The actions of IAM that each function has needed so far, by its folder."""
 
     def client(self, service: str) -> Any:
-        return deploy.client(service, self.aws)
+        if service not in self.clients:
+            self.clients[service] = deploy.client(service, self.aws)
+        return self.clients[service]
 
     def environment(self, folder: str) -> dict[str, str]:
         """What the function of this folder finds in its environment."""

@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
+import boto3
 import pytest
 from samtranslator.yaml_helper import yaml_parse
-from tunedrop import notify, settings
+from tunedrop import notify, secret_store, settings
 
 from local import deploy
 from tests.template.reading import (
@@ -118,8 +120,6 @@ class Recorder(dict[str, str]):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_environment_is_what_the_settings_read(folder: str, template: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable is missing, and none is there that nobody reads: the handler is imported as at init."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
     given = own_variables(of_type(template, "AWS::Serverless::Function")[f"{stem(folder)}Function"])
     values = {"PROVIDER": "openai", "MAX_COST_USD": "0", "RUN_DEADLINE_HOURS": "168", "ALLOW_PLAIN_HTTP": "true"}
     environment = Recorder(
@@ -132,6 +132,8 @@ def test_environment_is_what_the_settings_read(folder: str, template: Any, monke
     assert spec.loader is not None
     with monkeypatch.context() as patched:
         patched.setattr(os, "environ", environment)
+        patched.setattr(boto3, "DEFAULT_SESSION", None)  # one made here would keep this environment
+        patched.setattr(secret_store, "_client", secret_store._client.__wrapped__)
         spec.loader.exec_module(module_from_spec(spec))
 
     assert environment.asked & SETTINGS == set(given)
