@@ -2,11 +2,13 @@
 
 import boto3
 import pytest
+import yaml
 from botocore.exceptions import ClientError, EndpointConnectionError
 from tunedrop.errors import Transient
 from tunedrop.ledger import DynamoLedger, UnknownRun
 from tunedrop.runs import FINAL, Failure, Run, RunRequest
 
+from local.deploy import ROOT
 from tests.unit.fakes import Broken, MemoryLedger
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32

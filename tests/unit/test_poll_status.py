@@ -1,13 +1,15 @@
 import pytest
 from tunedrop.errors import Denied, Transient
 from tunedrop.poll_status import UNDER_WAY, poll_status
+from tunedrop.settings import PollSettings
 from tunedrop.steps import Done, Wait, take
 
 from tests.unit.fakes import Broken
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
-# 5 of the task, 2 of the choice, 2 of the wait; a retry of the task has 3 more.
-EVENTS_OF_A_TURN, EVENTS_OF_A_RETRY = 9, 3
+POLLS_ALONE, WITH_CALLBACKS = PollSettings(0), PollSettings(60)
+# 5 of the task, 2 of the choice, 6 of the wait that a callback may end; a retry of the task has 3 more.
+EVENTS_OF_A_TURN, EVENTS_OF_A_RETRY = 13, 3
 
 
 @pytest.fixture
@@ -18,7 +20,7 @@ def run(run, provider, ledger):
 
 def poll(run, provider, ledger, **job):
     provider.set_job(run.job_id, **job)
-    return poll_status(run, provider=provider, ledger=ledger)
+    return poll_status(run, POLLS_ALONE, provider=provider, ledger=ledger)
 
 
 @pytest.mark.parametrize("status", UNDER_WAY)
@@ -71,7 +73,7 @@ def test_an_unknown_status_is_not_final_and_logs_one_alarm(run, provider, ledger
 
 def test_a_state_that_cannot_be_read_says_nothing_about_the_job(run, provider, ledger):
     with pytest.raises(Transient):
-        poll_status(run, provider=Broken(provider, "job", Transient("500")), ledger=ledger)
+        poll_status(run, POLLS_ALONE, provider=Broken(provider, "job", Transient("500")), ledger=ledger)
     assert ledger.get(run.run_id).state == "training"
 
 
@@ -138,9 +140,31 @@ WEEK = 7 * DAY
 def test_a_weeks_job_stays_far_below_what_an_execution_can_hold(run, provider, ledger, clock, estimate):
     turns = len(polls_of(run, provider, ledger, clock, WEEK, estimate))
     # Every fourth poll has to be retried three times: still less than the 25,000 events of an execution.
-    assert turns * EVENTS_OF_A_TURN + turns / 4 * 3 * EVENTS_OF_A_RETRY < 15_000
+    assert turns * EVENTS_OF_A_TURN + turns / 4 * 3 * EVENTS_OF_A_RETRY < 16_000
 
 
 def test_a_clock_that_is_behind_the_services_polls_all_the_same(run, provider, ledger, clock):
     clock.advance(-500)
     assert poll(run, provider, ledger, status="queued").seconds == 15
+
+
+def test_with_callbacks_the_next_poll_is_only_a_heartbeat(run, provider, ledger):
+    provider.set_job(run.job_id, status="running")
+    assert poll_status(run, WITH_CALLBACKS, provider=provider, ledger=ledger) == Wait(60 * MINUTE, "training")
+
+
+def test_a_poll_forgets_the_callbacks_before_it_looks(run, provider, ledger):
+    """One that comes while the poll looks is not forgotten: there will be another poll."""
+    ledger.join(f"openai/{run.job_id}", run.run_id)
+
+    class CalledBackMeanwhile:
+        def job(self, job_id):
+            ledger.call_back(f"openai/{job_id}")
+            return provider.job(job_id)
+
+    ledger.call_back(f"openai/{run.job_id}")
+    provider.set_job(run.job_id, status="running")
+    poll_status(run, WITH_CALLBACKS, provider=CalledBackMeanwhile(), ledger=ledger)
+    assert not ledger.wait(run.run_id, "token")
+    poll_status(run, WITH_CALLBACKS, provider=provider, ledger=ledger)
+    assert ledger.wait(run.run_id, "token")
