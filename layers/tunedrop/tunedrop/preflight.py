@@ -50,6 +50,11 @@ class Preflight:
     check: DatasetCheck
 
 
+def make_ready(model: str) -> None:
+    """Loads the vocabulary of ``model``, which takes half a second, before the first check needs it."""
+    Tokenizer(prices.look_up(model).encoding).count([""])
+
+
 def preflight(
     training: Iterable[bytes], validation: Iterable[bytes] | None, specification: bytes | None, wanted: Wanted
 ) -> Preflight:
