@@ -1,6 +1,7 @@
 """Tokens, percentiles, epochs and money."""
 
 import random
+from functools import cache
 from pathlib import Path
 
 import bpe_openai
@@ -39,8 +40,11 @@ class Letters:
         return [len(text) for text in texts]
 
 
+load = cache(bpe_openai.get_encoding)
+
+
 def second_opinion(encoding, texts):
-    return [len(bpe_openai.get_encoding(encoding).encode_ordinary(text)) for text in texts]
+    return [len(load(encoding).encode_ordinary(text)) for text in texts]
 
 
 def corpus():
