@@ -41,7 +41,7 @@ def test_the_fast_path_says_what_the_rules_in_full_say(kind, data, monkeypatch):
     lines = jsonl(numbered(kind, 1), *data.draw(st.lists(examples, max_size=4)))
     quick = check(lines, tokens=TOKENS)
     with monkeypatch.context() as patch:
-        patch.setattr("tunedrop.dataset.judge.decoder_of", lambda name: None)
+        patch.setattr("tunedrop.dataset.judge.decoders_of", lambda name: ())
         assert quick == check(lines, tokens=TOKENS)
 
 

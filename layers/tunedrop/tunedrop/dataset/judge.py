@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tunedrop.dataset.counting import TokenTally, countable
 from tunedrop.dataset.fingerprints import NONE, fingerprint
 from tunedrop.dataset.formats import ExampleRules, infer, is_another, rules_of
 from tunedrop.dataset.lines import Lines
-from tunedrop.dataset.plain import NOT_PLAIN, PlainExample, decoder_of
+from tunedrop.dataset.plain import NOT_PLAIN, Decoder, decoders_of
 from tunedrop.dataset.profile import DataProfile, Method
 from tunedrop.dataset.report import Findings, Format
 from tunedrop.dataset.strict_json import Malformed, parse
@@ -44,7 +43,7 @@ class Judge:
         self._method = method
         self._tally = tally
         self._rules: ExampleRules | None = None
-        self._decode: Callable[[bytes], PlainExample] | None = None
+        self._decoders: tuple[Decoder, ...] = ()
         if format:
             self._adopt(format)
 
@@ -71,15 +70,15 @@ class Judge:
 
     def _judge_line(self, line: bytes, number: int) -> int:
         """Judge one line; answers its example's fingerprint."""
-        if self._decode:
+        for decode in self._decoders:
             try:
-                example = self._decode(line)
+                example = decode(line)
             except NOT_PLAIN:
-                return self._judge_in_full(line, number)
+                continue
             if example.settle(self._findings, number):
                 if self._tally:
                     self._tally.take(number, example.countable())
-                return hash(example) or 1
+                return example.fingerprint() or 1
         return self._judge_in_full(line, number)
 
     def _judge_in_full(self, line: bytes, number: int) -> int:
@@ -118,4 +117,4 @@ class Judge:
     def _adopt(self, name: Format) -> None:
         self.format = name
         self._rules = rules_of(name, self._profile)
-        self._decode = decoder_of(name)
+        self._decoders = decoders_of(name)

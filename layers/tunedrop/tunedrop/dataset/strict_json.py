@@ -35,6 +35,17 @@ def too_deep(text: bytes) -> bool:
     return max(accumulate(steps), default=0) > MAX_DEPTH
 
 
+def is_json(text: str) -> bool:
+    """Whether ``text`` is one JSON value that ``parse`` would take."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and too_deep(text.encode()):
+        return False
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 def parse(text: bytes) -> Any:
     """The one JSON value in ``text``; raises Malformed."""
     try:
