@@ -112,6 +112,13 @@ def test_a_line_that_is_no_example(line, code):
     assert errors(check(file_with(line))) == [(3, code, None)]
 
 
+def test_a_line_of_a_million_values_is_refused_before_it_fills_the_memory():
+    bulk = b'{"messages": [' + b"[]," * 1_000_000 + b"[]]}"
+    assert errors(check(file_with(bulk))) == [(3, "line_too_long", None)]
+    table = chat(SYSTEM, USER, {"role": "assistant", "content": "[1],{2}," * 200_000})
+    assert errors(check(file_with(table))) == []
+
+
 def test_deep_is_not_too_deep():
     deep = chat(USER, item=json.loads("[" * 126 + "]" * 126))
     assert errors(check(file_with(deep, "reinforcement"))) == []

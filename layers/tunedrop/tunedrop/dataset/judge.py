@@ -11,7 +11,7 @@ from tunedrop.dataset.lines import Lines
 from tunedrop.dataset.plain import NOT_PLAIN, Decoder, decoders_of
 from tunedrop.dataset.profile import DataProfile, Method
 from tunedrop.dataset.report import Findings, Format
-from tunedrop.dataset.strict_json import Malformed, parse
+from tunedrop.dataset.strict_json import MAX_VALUES, Malformed, parse, refuse_bulk
 from tunedrop.dataset.values import Line
 
 _FORMATS: dict[Method, tuple[Format, ...]] = {
@@ -70,6 +70,8 @@ class Judge:
 
     def _judge_line(self, line: bytes, number: int) -> int:
         """Judge one line; answers its example's fingerprint."""
+        if len(line) > MAX_VALUES:
+            refuse_bulk(line)
         for decode in self._decoders:
             try:
                 example = decode(line)

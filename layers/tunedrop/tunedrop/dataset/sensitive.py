@@ -15,7 +15,7 @@ import re2  # type: ignore[import-untyped]
 
 from tunedrop.dataset.lines import Lines
 from tunedrop.dataset.report import Findings
-from tunedrop.dataset.strict_json import Malformed, parse
+from tunedrop.dataset.strict_json import Malformed, parse, refuse_bulk
 
 #: By kind, a pattern that begins with something rare, so that the search skips to it; what must not stand before it is
 #: looked at from there, backwards.
@@ -99,6 +99,7 @@ class Scan:
 def _text_of(line: bytes) -> str:
     """All strings of a line, one below the other: no pattern reaches over a line end."""
     try:
+        refuse_bulk(line)
         return "\n".join(_strings(parse(line)))
     except Malformed:
         return line.decode(errors="replace")
