@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 COMMAND = [sys.executable, "-m", "tunedrop.cli", "check", "--json"]
 
@@ -37,12 +38,13 @@ import sys, time, orjson
 from tunedrop.tokens import Tokenizer
 counter = Tokenizer("o200k_base", int(sys.argv[2]))
 counter.count(["warm"])
-seconds, batch, size = 0.0, [], 0
+seconds, cpu_seconds, batch, size = 0.0, 0.0, [], 0
 def count():
-    global seconds, batch, size
-    start = time.perf_counter()
+    global seconds, cpu_seconds, batch, size
+    start, cpu_start = time.perf_counter(), time.process_time()
     counter.count(batch)
     seconds += time.perf_counter() - start
+    cpu_seconds += time.process_time() - cpu_start
     batch, size = [], 0
 with open(sys.argv[1], "rb") as lines:
     for line in lines:
@@ -52,7 +54,7 @@ with open(sys.argv[1], "rb") as lines:
         if size >= 1 << 20:
             count()
 count()
-print(seconds)
+print(seconds, cpu_seconds)
 """
 
 # The checks of OpenAI's cookbook ("Data preparation and analysis for chat model fine-tuning"), without its statistics.
@@ -118,8 +120,16 @@ def write_corpus(path: Path, size: int, tool_share: float) -> None:
             written += len(line)
 
 
-def run(command: list[str], stdin: Iterator[bytes] | None = None) -> tuple[float, int, str]:
-    """Run a process; answers its seconds, its peak memory in MB, and what it printed."""
+class Cost(NamedTuple):
+    """What a process took: seconds by the clock and of the processors, and the peak of its memory in MB."""
+
+    seconds: float
+    cpu_seconds: float
+    peak: int
+
+
+def run(command: list[str], stdin: Iterator[bytes] | None = None) -> tuple[Cost, str]:
+    """Run a process; answers what it took and what it printed."""
     with tempfile.TemporaryFile() as out:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdin=subprocess.PIPE if stdin else None, stdout=out)
@@ -131,26 +141,29 @@ def run(command: list[str], stdin: Iterator[bytes] | None = None) -> tuple[float
         seconds = time.perf_counter() - start
         process.returncode = 0
         out.seek(0)
-        return seconds, usage.ru_maxrss // 1024, out.read().decode()
+        return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1024), out.read().decode()
 
 
 def compare(title: str, file: Path, contestants: dict[str, list[str]], rounds: int) -> None:
     """Print each contestant's median, and its ratio to the first."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    peaks: dict[str, int] = dict.fromkeys(contestants, 0)
+    costs: dict[str, list[Cost]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, command in contestants.items():
-            seconds, peak, printed = run(command)
-            times[name].append(float(printed) if name.startswith("tokenizer") else seconds)
-            peaks[name] = max(peaks[name], peak)
-    reference = next(iter(contestants))
+            cost, printed = run(command)
+            if name.startswith("tokenizer"):
+                cost = Cost(*map(float, printed.split()), cost.peak)
+            costs[name].append(cost)
+    reference = next(iter(costs.values()))
     size = file.stat().st_size / 1e6
     print(f"\n{title}: {size:.0f} MB, {rounds} rounds")
-    print(f"  {'':44}{'median s':>9}{'MB/s':>7}{'time ratio':>12}{'peak MB':>9}")
-    for name, values in times.items():
-        ratio = statistics.median(value / first for value, first in zip(values, times[reference], strict=True))
-        median = statistics.median(values)
-        print(f"  {name:44}{median:9.3f}{size / median:7.0f}{ratio:12.2f}{peaks[name]:9}")
+    print(f"  {'':32}{'s':>8}{'MB/s':>7}{'ratio':>8}{'CPU s':>8}{'ratio':>8}{'peak MB':>9}")
+    for name, values in costs.items():
+        seconds, cpu_seconds = (statistics.median(v[i] for v in values) for i in (0, 1))
+        ratios = [statistics.median(v[i] / r[i] for v, r in zip(values, reference, strict=True)) for i in (0, 1)]
+        peak = max(value.peak for value in values)
+        print(
+            f"  {name:32}{seconds:8.3f}{size / seconds:7.0f}{ratios[0]:8.2f}{cpu_seconds:8.3f}{ratios[1]:8.2f}{peak:9}"
+        )
 
 
 def compare_rules(file: Path, title: str, rounds: int) -> None:
@@ -188,8 +201,8 @@ def show_memory(file: Path) -> None:
     }
     print("\npeak memory, full check")
     for name, chunks in inputs.items():
-        seconds, peak, _ = run([*COMMAND, "-"], chunks())
-        print(f"  {name:44}{seconds:9.3f} s{peak:9} MB")
+        cost, _ = run([*COMMAND, "-"], chunks())
+        print(f"  {name:32}{cost.seconds:8.3f} s{cost.peak:9} MB")
 
 
 def main() -> None:

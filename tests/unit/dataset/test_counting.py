@@ -107,8 +107,8 @@ def test_the_name_of_every_role_is_one_token(encoding):
     ],
 )
 def test_what_is_counted_of_an_example(example, name, texts, extra):
-    part = countable(example, name)
-    assert (sorted(part.texts), part.extra) == (sorted(texts), extra)
+    found, on_top = countable(example, name)
+    assert (sorted(found), on_top) == (sorted(texts), extra)
 
 
 @pytest.mark.parametrize("kind", ["chat", "preference", "completion"])

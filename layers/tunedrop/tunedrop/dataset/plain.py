@@ -7,6 +7,7 @@ rules in full. So nothing here decides that a line is wrong; a test holds the tw
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -206,7 +207,7 @@ class ToolChat(PlainExample, frozen=True):
         messages = self.messages
         names = sum(message.name is not None for message in messages)
         texts = [text for message in messages for text in message.texts()]
-        return Countable(texts, PER_EXAMPLE + (PER_MESSAGE + 1) * len(messages) + PER_NAME * names)
+        return texts, PER_EXAMPLE + (PER_MESSAGE + 1) * len(messages) + PER_NAME * names
 
     def _tools_as_json(self) -> bytes:
         return msgspec.json.encode(self.tools, order="sorted")
@@ -274,7 +275,7 @@ class PlainCompletion(PlainExample, frozen=True):
 
     def countable(self) -> Countable:
         """What of it is counted as tokens."""
-        return Countable([self.prompt, self.completion])
+        return [self.prompt, self.completion], 0
 
 
 type Decoder = Callable[[bytes], PlainExample]
@@ -295,6 +296,9 @@ _TYPES: dict[Format, tuple[type[PlainExample], ...]] = {
 }
 
 
+_content = attrgetter("content")
+
+
 def _countable(messages: tuple[AnyMessage, ...]) -> Countable:
     # The name of every role is one token in every encoding.
-    return Countable([message.content for message in messages], PER_EXAMPLE + (PER_MESSAGE + 1) * len(messages))
+    return list(map(_content, messages)), PER_EXAMPLE + (PER_MESSAGE + 1) * len(messages)
