@@ -5,7 +5,6 @@ import threading
 import weakref
 
 import pytest
-
 from tunedrop.dataset.aside import Aside
 
 
