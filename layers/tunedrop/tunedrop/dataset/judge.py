@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from tunedrop.dataset.counting import TokenTally, countable
 from tunedrop.dataset.fingerprints import NONE, fingerprint
 from tunedrop.dataset.formats import ExampleRules, infer, is_another, rules_of
 from tunedrop.dataset.lines import Lines
-from tunedrop.dataset.plain import NOT_PLAIN, Decoder, decoders_of
+from tunedrop.dataset.plain import NOT_PLAIN, Decoder, PlainExample, decoders_of
 from tunedrop.dataset.profile import DataProfile, Method
 from tunedrop.dataset.report import Findings, Format
 from tunedrop.dataset.strict_json import MAX_VALUES, Malformed, parse, refuse_bulk
@@ -43,7 +45,8 @@ class Judge:
         self._method = method
         self._tally = tally
         self._rules: ExampleRules | None = None
-        self._decoders: tuple[Decoder, ...] = ()
+        self._decode: Decoder = _nothing  # of the plainest examples, then those of less plain ones
+        self._further: tuple[Decoder, ...] = ()
         if format:
             self._adopt(format)
 
@@ -55,7 +58,17 @@ class Judge:
         fingerprints: list[int] = []
         for number, line in enumerate(block.lines, first_line):
             try:
-                fingerprints.append(self._judge_line(line, number))
+                example = self._decode(line)
+            except NOT_PLAIN:
+                pass
+            else:
+                if example.settle(self._findings, number):
+                    fingerprints.append(hash(example) or 1)
+                    if self._tally:
+                        self._tally.take(number, example.countable())
+                    continue
+            try:
+                fingerprints.append(self._judge_further(line, number, self._further))
             except Malformed as problem:
                 fingerprints.append(NONE)
                 message = problem.message
@@ -68,11 +81,11 @@ class Judge:
         self.examples += len(block.lines)
         return fingerprints
 
-    def _judge_line(self, line: bytes, number: int) -> int:
-        """Judge one line; answers its example's fingerprint."""
+    def _judge_further(self, line: bytes, number: int, decoders: tuple[Decoder, ...]) -> int:
+        """Judge a line by the first type that it is of, else in full; answers its example's fingerprint."""
         if len(line) > MAX_VALUES:
             refuse_bulk(line)
-        for decode in self._decoders:
+        for decode in decoders:
             try:
                 example = decode(line)
             except NOT_PLAIN:
@@ -80,7 +93,7 @@ class Judge:
             if example.settle(self._findings, number):
                 if self._tally:
                     self._tally.take(number, example.countable())
-                return example.fingerprint() or 1
+                return hash(example) or 1
         return self._judge_in_full(line, number)
 
     def _judge_in_full(self, line: bytes, number: int) -> int:
@@ -95,7 +108,7 @@ class Judge:
             return NONE
         if self.format is None or self._rules is None:
             self._adopt(self._choose(value))
-            return self._judge_line(line, number)
+            return self._judge_further(line, number, (self._decode, *self._further))
         place = Line(self._findings, number)
         if is_another(value, self.format):
             place.error("mixed_formats", None, f"this example is of another format than {self.format}, the file's")
@@ -119,4 +132,10 @@ class Judge:
     def _adopt(self, name: Format) -> None:
         self.format = name
         self._rules = rules_of(name, self._profile)
-        self._decoders = decoders_of(name)
+        self._decode, *further = decoders_of(name) or (_nothing,)
+        self._further = tuple(further)
+
+
+def _nothing(_line: bytes) -> PlainExample:
+    """Stands for a decoder where there is none."""
+    raise msgspec.DecodeError

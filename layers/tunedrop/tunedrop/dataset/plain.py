@@ -56,15 +56,11 @@ type Messages = Annotated[tuple[AnyMessage, ...], msgspec.Meta(min_length=1)]
 
 
 class PlainExample(Plain, frozen=True):
-    """An example that types alone have judged, but for what ``settle`` adds."""
+    """An example that types alone have judged, but for what ``settle`` adds; equal ones have the same hash."""
 
     def settle(self, findings: Findings, line: int) -> bool:
         """Report what is worth a warning; False where only the rules in full can judge the example."""
         raise NotImplementedError
-
-    def fingerprint(self) -> int:
-        """A number of 64 bits that is the same for the same example, in this process."""
-        return hash(self)
 
     def countable(self) -> Countable:
         """What of it is counted as tokens."""
@@ -198,8 +194,7 @@ class ToolChat(PlainExample, frozen=True):
         )
         return True
 
-    def fingerprint(self) -> int:
-        """A number of 64 bits that is the same for the same example, in this process."""
+    def __hash__(self) -> int:
         return hash((self.messages, self._tools_as_json(), self.parallel_tool_calls))
 
     def countable(self) -> Countable:
