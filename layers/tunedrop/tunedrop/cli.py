@@ -14,7 +14,7 @@ import msgspec
 from tunedrop import for_people, prices
 from tunedrop.dataset import PROFILES, DatasetCheck, Finding, Report, combine
 from tunedrop.dataset.check import MAX_LINE
-from tunedrop.dataset.mend import Mender
+from tunedrop.dataset.mend import Mender, Unmendable
 from tunedrop.job_specification import JobSpecification, parse
 from tunedrop.tokens import Tokenizer
 
@@ -33,11 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return max([_check_file(file, options) for file in options.files])
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (or the interpreter fails once more at its end)
+        return VALID
     except (UsageError, OSError) as error:
         sys.stderr.write(f"tunedrop: {error}\n")
         return USAGE
-    except BrokenPipeError:
-        return VALID
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,15 +163,19 @@ def _chunks(file: str) -> Iterator[bytes]:
 
 
 def _mend(source: Path, target: Path, check: DatasetCheck, report: Report) -> None:
-    if beyond := {finding.code for finding in report.errors} & {"compressed", "line_too_long", "not_utf8"}:
-        raise UsageError(f"--fix cannot mend {', '.join(sorted(beyond))}; nothing was written")
+    if report.errors and report.errors[0].code == "compressed":
+        raise UsageError("--fix cannot mend a compressed file; nothing was written")
     if target.exists() and target.samefile(source):
         raise UsageError("--fix writes another file than it reads; name another")
     repeats = {line for line, _ in check.fingerprints.repeats()}
     mender = Mender(repeats, completions=report.format == "completion", max_line=MAX_LINE)
-    with target.open("wb") as stream:
-        stream.writelines(mender.mend(_chunks(str(source))))
-    mended = ", ".join(f"{count:,} × {kind}" for kind, count in mender.mended.items() if count)
+    try:
+        with target.open("wb") as stream:
+            stream.writelines(mender.mend(_chunks(str(source))))
+    except Unmendable as error:
+        target.unlink()
+        raise UsageError(f"--fix cannot mend this file: {error}; nothing was written") from None
+    mended = ", ".join(f"{count:,} x {kind}" for kind, count in mender.mended.items() if count)
     sys.stderr.write(f"wrote {target}; mended: {mended or 'nothing'}\n")
 
 
