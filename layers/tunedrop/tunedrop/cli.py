@@ -12,11 +12,10 @@ from pathlib import Path
 import msgspec
 
 from tunedrop import for_people, prices
-from tunedrop.dataset import PROFILES, DatasetCheck, Finding, Report, combine
+from tunedrop.dataset import PROFILES, DatasetCheck, Report
 from tunedrop.dataset.check import MAX_LINE
 from tunedrop.dataset.mend import Mender, Unmendable
-from tunedrop.job_specification import JobSpecification, parse
-from tunedrop.tokens import Tokenizer
+from tunedrop.preflight import Wanted, preflight
 
 VALID, REJECTED, USAGE = 0, 1, 2
 
@@ -79,31 +78,21 @@ def _check_file(file: str, options: argparse.Namespace) -> int:
         raise UsageError("--validation and --fix belong to one file; give one")
     if options.fix and file == "-":
         raise UsageError("--fix reads the file twice; give a file, not standard input")
-    specification, errors = _specification(options)
-    provider = options.provider or specification.provider
-    name = options.model or specification.model
-    model = prices.look_up(name, _own_prices(options.prices)) if name else prices.TrainingModel(name="")
-    job_errors, job_warnings = _judge_model(model, provider)
-    check = DatasetCheck(
-        method=specification.method_name,
-        profile=PROFILES[provider or "openai"],
-        tokens=None if options.no_tokens else Tokenizer(model.encoding, options.jobs),
-        model=model,
-        epochs=specification.epochs,
+    wanted = Wanted(
+        today=datetime.now(UTC).date(),
+        model=options.model,
+        provider=options.provider,
+        providers=None if options.provider else PROFILES,
+        own_prices=_own_prices(options.prices),
+        count_tokens=not options.no_tokens,
         scan=not options.no_scan,
-        refuse_sensitive=specification.refuse_sensitive,
+        threads=options.jobs,
         max_findings=options.max_errors,
     )
-    for chunk in _chunks(file):
-        check.feed(chunk)
-    validation = None
-    if options.validation:
-        validation = check.for_validation()
-        for chunk in _chunks(str(options.validation)):
-            validation.feed(chunk)
-    if message := prices.over_budget(check.finish().estimate, specification.max_cost_usd):
-        job_errors.append(Finding("job", None, "over_budget", "max_cost_usd", message))
-    report = combine(check, validation, [*errors, *job_errors], job_warnings)
+    specification = options.job.read_bytes() if options.job else None
+    validation = _chunks(str(options.validation)) if options.validation else None
+    found = preflight(_chunks(file), validation, specification, wanted)
+    report, check = found.report, found.check
     if options.json:
         sys.stdout.write(report.to_json() + "\n")
     else:
@@ -114,14 +103,6 @@ def _check_file(file: str, options: argparse.Namespace) -> int:
     return VALID if report.valid else REJECTED
 
 
-def _specification(options: argparse.Namespace) -> tuple[JobSpecification, tuple[Finding, ...]]:
-    """The job specification, an empty one where there is none or it is invalid, and what is wrong with it."""
-    if options.job is None:
-        return JobSpecification(), ()
-    parsed = parse(options.job.read_bytes(), None if options.provider else PROFILES)
-    return (parsed, ()) if isinstance(parsed, JobSpecification) else (JobSpecification(), parsed)
-
-
 def _own_prices(file: Path | None) -> prices.PriceList | None:
     if file is None:
         return None
@@ -129,17 +110,6 @@ def _own_prices(file: Path | None) -> prices.PriceList | None:
         return msgspec.json.decode(file.read_bytes(), type=prices.PriceList)
     except msgspec.DecodeError as error:
         raise UsageError(f"{file}: {error}") from None
-
-
-def _judge_model(model: prices.TrainingModel, provider: str | None) -> tuple[list[Finding], list[Finding]]:
-    """Errors and warnings about the model's end; only a provider that was named is certain to have ended it."""
-    end = model.end(provider or "openai", datetime.now(UTC).date())
-    if end is None:
-        return [], []
-    ended, message = end
-    if ended and provider:
-        return [Finding("job", None, "model_shut_down", "model", message)], []
-    return [], [Finding("job", None, "model_shut_down" if ended else "model_near_shutdown", "model", message)]
 
 
 def _chunks(file: str) -> Iterator[bytes]:

@@ -111,7 +111,7 @@ def still_offered(provider: str, today: date) -> list[str]:
 
 
 def default_epochs(examples: int) -> int:
-    """The epochs that the provider chooses for a number of examples (``specs/data-rules.md``, "Counting")."""
+    """The epochs that the provider chooses for a number of examples (``dataset/RULES.md``, "Counting")."""
     if 3 * examples < 100:
         return min(25, 100 // max(examples, 1))
     if 3 * examples > 25_000:
