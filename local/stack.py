@@ -101,6 +101,7 @@ class Stack:
         self.close()
 
     def _start(self, options: Options, parts: ExitStack) -> Address:
+        deploy.check(options.parameters)
         started = time.time()
         port = iter(range(options.port, options.port + 5)) if options.port else iter([0] * 5)
         gateway = parts.enter_context(Gateway(next(port)))
@@ -212,12 +213,13 @@ def running() -> Address | None:
     notes = sorted(STACKS.glob("stack-*/stack.json"), key=lambda note: note.stat().st_mtime, reverse=True)
     for note in notes:
         address = Address(**json.loads(note.read_text()))
-        if _answers(address):
+        if answers(address):
             return address
     return None
 
 
-def _answers(address: Address) -> bool:
+def answers(address: Address) -> bool:
+    """Whether the stack runs."""
     try:
         return urllib3.request("GET", address.control, retries=False, timeout=2).status == 200
     except urllib3.exceptions.HTTPError:
