@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import socket
 import threading
 import time
 import urllib.parse
@@ -41,7 +42,11 @@ class Server:
 
     def __init__(self, port: int = 0, handler: type[WSGIRequestHandler] = WSGIRequestHandler):
         quiet = type("Handler", (handler,), {"log_request": lambda *_, **__: None, "disable_nagle_algorithm": True})
-        self._server = make_server("127.0.0.1", port, _not_yet, threaded=True, request_handler=quiet)
+        # Werkzeug ends the whole process when a port is taken; this raises OSError.
+        with socket.create_server(("127.0.0.1", port)) as taken:
+            self._server = make_server(
+                "127.0.0.1", port, _not_yet, threaded=True, request_handler=quiet, fd=taken.fileno()
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
         self.port = self._server.port
         self.url = f"http://127.0.0.1:{self.port}"
@@ -115,10 +120,12 @@ def _tell_times_as_text() -> None:
 def scale_waits(scale: float) -> None:
     """Shorten the interpreter's `Wait` states and retry pauses by `scale`; 1 is the time on the wall.
 
-    A stopped execution ends within a tenth of a second. `TimeoutSeconds` is not scaled: it guards real work. Calling it
-    again replaces the scale.
+    A stopped execution ends within a tenth of a second. `TimeoutSeconds` is not scaled: it guards real work. What a
+    task takes from its input by `TimeoutSecondsPath` is: that is the timer of a wait which may be ended early. Called
+    again, it replaces the scale.
     """
     from moto.stepfunctions.parser.asl.component.common.retry import retrier_decl
+    from moto.stepfunctions.parser.asl.component.common.timeouts.timeout import TimeoutSecondsPath
     from moto.stepfunctions.parser.asl.component.state.wait.wait_function.wait_function import WaitFunction
 
     def pause(env: Any, seconds: float) -> None:
@@ -143,6 +150,13 @@ def scale_waits(scale: float) -> None:
         pauses.env = env
         evaluate(retrier, env)
 
+    timer = inspect.unwrap(TimeoutSecondsPath._eval_seconds)
+
+    @functools.wraps(timer)
+    def eval_seconds(timeout: Any, env: Any) -> float:
+        return timer(timeout, env) / scale
+
+    TimeoutSecondsPath._eval_seconds = eval_seconds
     WaitFunction._wait_interval = lambda _, env, wait_seconds: pause(env, wait_seconds)
     retrier_decl.RetrierDecl._eval_body = eval_body
     retrier_decl.time = pauses

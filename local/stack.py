@@ -26,6 +26,7 @@ WEBHOOK_PATH = "/events/r2"
 R2_ACCOUNT = "0123456789abcdef0123456789abcdef"
 STACKS = deploy.ROOT / ".local"
 DEFAULT_TIME_SCALE = 60.0
+HEARTBEAT_MINUTES = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,8 @@ class Address:
     secret_access_key: str
     webhook: str
     webhook_secret: str
-    callbacks: str | None
-    callback_secret: str | None
+    callbacks: str
+    callback_secret: str
     api: str
     api_token: str | None
     provider: str
@@ -100,6 +101,7 @@ class Stack:
         self.close()
 
     def _start(self, options: Options, parts: ExitStack) -> Address:
+        deploy.check(options.parameters)
         started = time.time()
         port = iter(range(options.port, options.port + 5)) if options.port else iter([0] * 5)
         gateway = parts.enter_context(Gateway(next(port)))
@@ -108,10 +110,14 @@ class Stack:
         control = parts.enter_context(Server(next(port)))
         folder = STACKS / f"stack-{gateway.port}"
 
+        callback_url = f"{api.url}/callbacks/{options.parameters.get('Provider', 'openai')}"
+        callback_secret = _webhook_secret()
         key = options.provider_key or "sk-emulation-" + secrets.token_hex(12)
         provider = None
         if not options.provider_url:
-            provider = parts.enter_context(ProviderProcess(next(port), key, options.scale, started))
+            provider = parts.enter_context(
+                ProviderProcess(next(port), key, options.scale, started, (callback_url, callback_secret))
+            )
         functions = parts.enter_context(
             Lambda((), aws_endpoint=gateway.url, logs=folder / "logs", time_scale=options.scale, clock_start=started)
         )
@@ -125,11 +131,13 @@ class Stack:
             gateway.url,
             {
                 "AllowPlainHttp": "true",
+                "CallbackHeartbeatMinutes": "0" if options.provider_url else str(HEARTBEAT_MINUTES),
                 "ProviderBaseUrl": provider_url,
                 "StorageEndpoint": s3.url,
                 **options.parameters,
             },
             {
+                "CallbackSecret": json.dumps({callback_url.rsplit("/", 1)[1]: callback_secret}),
                 "NotificationSecret": json.dumps([{"url": self.receiver.url, "secret": receiver_secret}]),
                 "ProviderSecret": key,
                 "StorageSecret": json.dumps(storage),
@@ -155,8 +163,8 @@ class Stack:
             **storage,
             webhook=api.url + WEBHOOK_PATH,
             webhook_secret=webhook_secret,
-            callbacks=None,
-            callback_secret=None,
+            callbacks=callback_url,
+            callback_secret=callback_secret,
             api=api.url,
             api_token=None,
             provider=provider_url,
@@ -184,7 +192,7 @@ class Stack:
             if what == "faults":
                 self.functions.inject(given.pop("function"), given)
             elif what == "restart":
-                self.functions.restart(**given)
+                self.functions.restart(given["function"])
             elif what == "receiver":
                 self.receiver.refuse(**given)
             else:
@@ -205,12 +213,13 @@ def running() -> Address | None:
     notes = sorted(STACKS.glob("stack-*/stack.json"), key=lambda note: note.stat().st_mtime, reverse=True)
     for note in notes:
         address = Address(**json.loads(note.read_text()))
-        if _answers(address):
+        if answers(address):
             return address
     return None
 
 
-def _answers(address: Address) -> bool:
+def answers(address: Address) -> bool:
+    """Whether the stack runs."""
     try:
         return urllib3.request("GET", address.control, retries=False, timeout=2).status == 200
     except urllib3.exceptions.HTTPError:

@@ -7,7 +7,7 @@ from aws_lambda_powertools import Logger
 from tunedrop import ledger, provider
 from tunedrop.at_init import made_at_init
 from tunedrop.poll_status import poll_status
-from tunedrop.settings import RunSettings, load
+from tunedrop.settings import PollSettings, RunSettings, load
 from tunedrop.steps import take
 
 logger = Logger()
@@ -15,7 +15,11 @@ logger = Logger()
 
 @made_at_init
 def parts() -> dict[str, Any]:
-    return {"provider": provider.connect(os.environ), "ledger": ledger.connect(os.environ)}
+    return {
+        "settings": load(PollSettings, os.environ),
+        "provider": provider.connect(os.environ),
+        "ledger": ledger.connect(os.environ),
+    }
 
 
 @made_at_init

@@ -6,6 +6,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from tunedrop import bucket, ledger, provider
 from tunedrop.at_init import made_at_init
+from tunedrop.preflight import make_ready
 from tunedrop.runs import Run, RunRequest
 from tunedrop.settings import RunSettings, UploadSettings, load
 from tunedrop.steps import take
@@ -16,8 +17,10 @@ logger = Logger()
 
 @made_at_init
 def parts() -> dict[str, Any]:
+    settings = load(UploadSettings, os.environ)
+    make_ready(settings.default_model)
     return {
-        "settings": load(UploadSettings, os.environ),
+        "settings": settings,
         "bucket": bucket.connect(os.environ),
         "provider": provider.connect(os.environ),
         "ledger": ledger.connect(os.environ),

@@ -82,6 +82,18 @@ def ended(outcome: str) -> Callable[[World, Any], None]:
     return given
 
 
+def waiting_for_its_job(world: World, event: Any) -> None:
+    """The state machine has left the token of its wait in the ledger."""
+    world.begin(sample("upload.first"))
+    world.ledger.join(f"openai/{json.loads(event['body'])['data']['id']}", RUN)
+    world.client("dynamodb").update_item(
+        TableName=world.outputs["LedgerTable"],
+        Key={"id": {"S": f"run#{RUN}"}},
+        UpdateExpression="SET wake_token = :token",
+        ExpressionAttributeValues={":token": {"S": "of a wait that is over"}},
+    )
+
+
 def begun(world: World, event: Any) -> None:
     world.begin(event)
 
@@ -98,6 +110,22 @@ def refused_once(world: World, event: Any) -> None:
 
 
 # ------------------------------------------------------------------ what is to be seen then
+
+
+def nothing_to_wait_for(world: World, _: Any) -> None:
+    assert ledger_item(world)["called_back"] == {"BOOL": True}
+
+
+def callback_is_remembered(world: World, _: Any) -> None:
+    """Whichever run the job turns out to be of, it will not wait."""
+    (item,) = world.client("dynamodb").scan(TableName=world.outputs["LedgerTable"])["Items"]
+    assert item["id"] == {"S": "job#openai/ftjob-Zk7cVb5nMq3sLd0f"}
+    assert item["called_back"] == {"BOOL": True}
+
+
+def ledger_item(world: World) -> Any:
+    key = {"id": {"S": f"run#{RUN}"}}
+    return world.client("dynamodb").get_item(TableName=world.outputs["LedgerTable"], Key=key)["Item"]
 
 
 def reported(*keys: str) -> Callable[[World, Any], None]:
@@ -272,6 +300,14 @@ CASES = {
         step("training", wait_seconds=Within(15, 900)), given=training, then=in_the_ledger(state="training")
     ),
     "poll_status.after_wait": Case(step("succeeded", fine_tuned_model=ANY_MODEL), given=ended("succeeded")),
+    "callback.succeeded": Case(
+        http(202, accepted="ftjob-8rT2mPq4wXy6zA1b"), given=waiting_for_its_job, then=nothing_to_wait_for
+    ),
+    "callback.unknown_job": Case(http(202, accepted="ftjob-Zk7cVb5nMq3sLd0f"), then=callback_is_remembered),
+    "callback.other_event": Case(http(200, ignored="batch.completed")),
+    "callback.unsigned": Case(refused(401, "not_authentic")),
+    "callback.other_provider": Case(refused(401, "not_authentic")),
+    "callback.malformed": Case(refused(400, "malformed", "{type, data: {id}}")),
     "collect.after_success": Case(
         final("succeeded", fine_tuned_model=ANY_MODEL, trained_tokens=Within(1, 1e9)),
         given=ended("succeeded"),

@@ -25,6 +25,7 @@ FIRST_EVENTS = {
     "upload": "upload.first",
     "create_job": "create_job.first",
     "poll_status": "poll_status.first",
+    "callback": "callback.succeeded",
     "collect": "collect.after_success",
     "notify": "notify.final_state",
 }
@@ -45,6 +46,7 @@ UNUSED = {
     "upload": ("standardwebhooks", "tunedrop.notify", "tunedrop.webhook"),
     "create_job": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
     "poll_status": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
+    "callback": (*CLIENT, *ENGINE, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
     "collect": (*ENGINE, "standardwebhooks", "tunedrop.notify", "tunedrop.upload"),
     "notify": (*CLIENT, *ENGINE, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
 }

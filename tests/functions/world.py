@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 import urllib3
+from botocore.client import BaseClient
 from tunedrop import secret_store
 from tunedrop.ledger import DynamoLedger
 from tunedrop.runs import Run, RunRequest
@@ -69,10 +71,16 @@ class World:
     provider: str
     provider_control: str
     receiver: Receiver
+    clients: dict[str, Any] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
+    handled: set[str] = field(default_factory=set)
+    calls: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """The actions of IAM that each function has needed so far, by its folder."""
 
     def client(self, service: str) -> Any:
-        return deploy.client(service, self.aws)
+        if service not in self.clients:
+            self.clients[service] = deploy.client(service, self.aws)
+        return self.clients[service]
 
     def environment(self, folder: str) -> dict[str, str]:
         """What the function of this folder finds in its environment."""
@@ -101,8 +109,21 @@ class World:
         with patch.dict(os.environ, self.environment(folder), clear=True):
             if folder not in self.handlers:
                 self.handlers[folder] = self.load(folder)
-            answer = self.handlers[folder](sample(name) if event is None else event)
+            with patch.object(BaseClient, "_make_api_call", self._noting_calls(folder)):
+                answer = self.handlers[folder](sample(name) if event is None else event)
+        self.handled.add(name)
         return json.loads(json.dumps(answer))  # as Lambda would hand it on
+
+    def _noting_calls(self, folder: str) -> Callable[..., Any]:
+        make_api_call = BaseClient._make_api_call
+
+        def noting(client: Any, operation: str, parameters: Any) -> Any:
+            service = client.meta.service_model.signing_name
+            if service != "s3":  # the bucket is no affair of IAM's: it has credentials of its own
+                self.calls[folder].add(f"{service}:{operation}")
+            return make_api_call(client, operation, parameters)
+
+        return noting
 
     # the bucket
 
@@ -202,6 +223,7 @@ def made(parts: ExitStack) -> World:
         aws,
         {"AllowPlainHttp": "true", "ProviderBaseUrl": provider.url, "StorageEndpoint": aws},
         {
+            "CallbackSecret": json.dumps({"openai": SAMPLE_SECRET}),
             "NotificationSecret": json.dumps([{"url": receiver.url, "secret": SAMPLE_SECRET}]),
             "ProviderSecret": PROVIDER_KEY,
             "StorageSecret": json.dumps({"access_key_id": "testing", "secret_access_key": "testing"}),

@@ -75,6 +75,9 @@ class MemoryLedger:
         self._plans = {}
         self._delivered = {}
         self._notes = {}
+        self._jobs = {}
+        self._called_back = set()
+        self.tokens = {}
 
     def begin(self, run):
         return self._runs.setdefault(run.run_id, run)
@@ -126,6 +129,28 @@ class MemoryLedger:
     def noted(self, run_id, name):
         self.get(run_id)
         return json.loads(self._notes.get((run_id, name), "{}"))
+
+    def join(self, job, run_id):
+        if self._jobs.setdefault(job, run_id) is None:
+            self._called_back.add(run_id)
+        self._jobs[job] = run_id
+
+    def call_back(self, job):
+        run_id = self._jobs.setdefault(job)
+        self._called_back.add(run_id)
+        return self.tokens.get(run_id)
+
+    def wait(self, run_id, token):
+        """What the state machine does: it leaves its token, unless there has been a callback; whether it waits."""
+        if run_id in self._called_back:
+            return False
+        self.tokens[run_id] = token
+        return True
+
+    def listen(self, run_id):
+        self.get(run_id)
+        self._called_back.discard(run_id)
+        self.tokens.pop(run_id, None)
 
     def delivered(self, run_id):
         self.get(run_id)

@@ -140,6 +140,7 @@ def test_keys_of_r2_are_as_they_are(key):
     assert parse(r2_message(key))[0].key == key
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=200))
 def test_any_key_comes_through_its_encoding(key):
     assert parse({"Records": [s3_record(quote_plus(key))]})[0].key == key
@@ -239,7 +240,7 @@ _PATHS = [
 ]
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(_PATHS), _JSON)
 @example(_PATHS[-1], "\ud800")
 def test_arbitrary_json_anywhere_makes_events_or_is_malformed_and_raises_nothing_else(path, junk):

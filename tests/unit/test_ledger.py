@@ -2,11 +2,13 @@
 
 import boto3
 import pytest
+import yaml
 from botocore.exceptions import ClientError, EndpointConnectionError
 from tunedrop.errors import Transient
 from tunedrop.ledger import DynamoLedger, UnknownRun
 from tunedrop.runs import FINAL, Failure, Run, RunRequest
 
+from local.deploy import ROOT
 from tests.unit.fakes import Broken, MemoryLedger
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32
@@ -244,3 +246,75 @@ def test_what_passes_is_transient(table, clock, error):
 def test_what_no_repetition_mends_is_raised_as_it_is(table, clock):
     with pytest.raises(ClientError, match="ResourceNotFoundException"):
         DynamoLedger(table, "other").begin(a_run())
+
+
+# Callbacks
+
+
+@pytest.fixture
+def wait(request, ledger):
+    """What the state machine does between two polls: leaves its token under a condition; whether it waits then."""
+    if isinstance(ledger, MemoryLedger):
+        return ledger.wait
+    table = request.getfixturevalue("table")
+    machine = yaml.safe_load((ROOT / "statemachine/finetune.asl.yaml").read_text())
+    asked = machine["States"]["Wait for the job"]["Parameters"]
+
+    def leave(run_id, token):
+        try:
+            table.update_item(
+                TableName="ledger",
+                Key={"id": {"S": f"run#{run_id}"}},
+                ConditionExpression=asked["ConditionExpression"],
+                UpdateExpression=asked["UpdateExpression"],
+                ExpressionAttributeValues={":token": {"S": token}},
+            )
+        except table.exceptions.ConditionalCheckFailedException:
+            return False
+        return True
+
+    return leave
+
+
+def test_a_callback_finds_the_token_of_the_run_that_waits(ledger, run, wait):
+    ledger.join("openai/ftjob-1", A)
+    assert wait(A, "token")
+    assert ledger.call_back("openai/ftjob-1") == "token"
+
+
+def test_a_callback_before_the_wait_leaves_nothing_to_wait_for(ledger, run, wait):
+    ledger.join("openai/ftjob-1", A)
+    assert ledger.call_back("openai/ftjob-1") is None
+    assert not wait(A, "token")
+
+
+def test_a_callback_before_its_job_is_known_leaves_nothing_to_wait_for(ledger, run, wait):
+    assert ledger.call_back("openai/ftjob-1") is None
+    ledger.join("openai/ftjob-1", A)
+    assert not wait(A, "token")
+
+
+def test_who_listens_anew_waits_again(ledger, run, wait):
+    ledger.join("openai/ftjob-1", A)
+    ledger.call_back("openai/ftjob-1")
+    ledger.listen(A)
+    assert wait(A, "token")
+    assert ledger.call_back("openai/ftjob-1") == "token"
+
+
+def test_a_token_is_forgotten_with_its_wait(ledger, run, wait):
+    ledger.join("openai/ftjob-1", A)
+    wait(A, "token")
+    ledger.listen(A)
+    assert ledger.call_back("openai/ftjob-1") is None
+
+
+def test_a_job_is_its_providers(ledger, run, wait):
+    ledger.join("openai/ftjob-1", A)
+    ledger.call_back("nebius/ftjob-1")
+    assert wait(A, "token")
+
+
+def test_a_callback_of_a_run_that_the_ledger_has_forgotten_wakes_nobody(ledger, run, wait):
+    ledger.join("openai/ftjob-1", B)
+    assert ledger.call_back("openai/ftjob-1") is None

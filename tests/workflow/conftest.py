@@ -4,7 +4,7 @@ import itertools
 import pytest
 
 from tests.local.provider_support import lines
-from tests.workflow.running import RunningStack
+from tests.workflow.running import RunningStack, chat
 
 
 @pytest.fixture(scope="session")
@@ -37,14 +37,6 @@ def dataset(request):
 
     def make(examples=12):
         subject = f"{request.node.name} {next(count)}"
-        return lines(
-            {
-                "messages": [
-                    {"role": "user", "content": f"What does {subject} say of plant number {number}?"},
-                    {"role": "assistant", "content": f"Give it {number} spoons on Mondays, fewer in winter."},
-                ]
-            }
-            for number in range(examples)
-        )
+        return lines(chat(subject, number) for number in range(examples))
 
     return make

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,10 +20,9 @@ from tunedrop.ledger import DynamoLedger, UnknownRun
 from tunedrop.runs import FINAL
 from tunedrop.secret_store import KnownSecret
 
-from tests.local.provider_support import until
-
-TIME_SCALE = 600.0
-ENDED_WITHIN = 30.0
+TIME_SCALE = 1500.0
+ENDED_WITHIN = 60.0
+LOOK_SECONDS = 0.03
 JOBS = "/v1/fine_tuning/jobs"
 FILES = "/v1/files"
 
@@ -148,14 +147,16 @@ class RunningStack:
         }
         return message | changes
 
-    def post(self, body: Any, **signing: Any) -> requests.Response:
-        """Posts a notification, signed unless told otherwise: `secret`, `at`, `headers` (None: unsigned)."""
+    def post(self, body: Any, *, headers: Mapping[str, Any] | None = None, secret: str = "") -> requests.Response:
+        """Posts a notification: with these headers, or signed, by the stack's secret or another one."""
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = signing.get("headers", self.signature(text, signing.get("secret"), signing.get("at"))) or {}
-        headers = {"content-type": "application/json", **headers}
-        return requests.post(self.address["webhook"], data=text, headers=headers, timeout=60)
+        if headers is None:
+            headers = self.signature(text, secret)
+        return requests.post(
+            self.address["webhook"], data=text, headers={"content-type": "application/json", **headers}, timeout=60
+        )
 
-    def signature(self, body: bytes, secret: str | None = None, at: float | None = None) -> dict[str, str]:
+    def signature(self, body: bytes, secret: str = "", at: float | None = None) -> dict[str, str]:
         secret = secret or self.address["webhook_secret"]
         return signatures.sign(secret, f"msg_{uuid.uuid4().hex}", at or time.time(), body.decode())
 
@@ -209,6 +210,10 @@ class RunningStack:
     def provider_fault(self, method: str, path: str, fault: Mapping[str, Any], **counts: Any) -> None:
         self.provider("POST", "/faults", {"method": method, "path": path, "fault": fault, **counts})
 
+    def assert_no_fault_left(self) -> None:
+        """Proves that every fault ordered has been met."""
+        assert not self.provider("GET", "/faults")["faults"]
+
     def next_job(self, outcome: str, **plan: Any) -> None:
         self.provider("POST", "/jobs/next", {"outcome": outcome, **plan})
 
@@ -251,6 +256,13 @@ class RunningStack:
     def execution(self, run_id: str) -> dict[str, Any]:
         arn = self.address["state_machine"].replace(":stateMachine:", ":execution:") + f":{run_id}"
         return self.step_functions.describe_execution(executionArn=arn)
+
+    def was_started(self, run_id: str) -> bool:
+        try:
+            self.execution(run_id)
+        except self.step_functions.exceptions.ExecutionDoesNotExist:
+            return False
+        return True
 
     def history(self, run_id: str) -> list[dict[str, Any]]:
         pages = self.step_functions.get_paginator("get_execution_history")
@@ -304,6 +316,25 @@ class RunningStack:
         jobs = self.provider("GET", "/ledger")["jobs"]
         paid = [job["training_file"] for job in jobs]
         assert len(paid) == len(set(paid)), "a dataset was paid more than once"
+
+
+def until[T](ask: Callable[[], T], right: Callable[[T], bool], seconds: float = ENDED_WITHIN) -> T:
+    """Asks until the answer is right; looks seldom enough to leave the processor to what is looked at."""
+    deadline = time.monotonic() + seconds
+    while not right(answer := ask()):
+        assert time.monotonic() < deadline, f"still {answer}"
+        time.sleep(LOOK_SECONDS)
+    return answer
+
+
+def chat(subject: str, number: int = 0) -> dict[str, Any]:
+    """One valid example of a dataset."""
+    return {
+        "messages": [
+            {"role": "user", "content": f"What does {subject} say of plant number {number}?"},
+            {"role": "assistant", "content": f"Give it {number} spoons on Mondays, fewer in winter."},
+        ]
+    }
 
 
 def run_id_of(message: Mapping[str, Any]) -> str:

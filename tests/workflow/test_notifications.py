@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from tests.local.provider_support import until
+from tests.workflow.running import until
 
 
-@pytest.mark.parametrize("status", [500, 503, 429, 404, 302])
+@pytest.mark.parametrize("status", [503, 302])
 def test_a_receiver_that_refuses_for_a_while_is_told_later_and_once(stack, key, dataset, status):
-    stack.control("receiver", {"times": 3, "status": status})
+    stack.control("receiver", {"times": 2, "status": status})
     ended = stack.ended(stack.drop(key, dataset(9)))
 
-    assert ended.notification["refused"] == 3
+    assert ended.notification["refused"] == 2
     assert ended.state == "rejected"
 
 
@@ -28,9 +28,9 @@ def test_what_a_destination_has_accepted_is_not_sent_to_it_again(stack, key, dat
 
 
 def test_notifying_that_dies_is_repeated_once_its_message_is_visible_again(stack, key, dataset):
-    stack.drained()
-    stack.notify_queue_attributes(VisibilityTimeout="4")
+    stack.notify_queue_attributes(VisibilityTimeout="3")
     try:
+        stack.ended(stack.drop(key, dataset(9)))  # what is received from now on is received under the new time-out
         stack.crash("NotifyFunction", "exit")
         assert stack.ended(stack.drop(key, dataset(9))).state == "rejected"
     finally:

@@ -1,13 +1,14 @@
 """Every final state of a run, on the real state machine with the real functions."""
 
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.local.provider_support import until
-from tests.workflow.running import RunningStack, run_id_of
+from tests.local.provider_support import lines
+from tests.workflow.running import RunningStack, chat, run_id_of, until
 
 EXAMPLES = Path(__file__).parents[2] / "events/examples"
 
@@ -142,6 +143,16 @@ def test_a_broken_validation_set_is_rejected(stack, key, dataset):
     assert not ended.files
 
 
+def test_a_dataset_that_would_cost_too_much_is_not_trained_on(stack, key, dataset):
+    stack.put(key.replace(".jsonl", ".job.json"), b'{"max_cost_usd": 0.000001}')
+    ended = stack.ended(stack.drop(key, dataset()))
+
+    assert (ended.state, ended.code) == ("over_budget", "over_budget")
+    assert "USD" in ended.message
+    assert ended.run["estimated_cost_usd"] > 0
+    assert not ended.files
+
+
 # Failed, cancelled, timed out
 
 
@@ -177,12 +188,20 @@ def test_a_paused_job_is_waited_for(stack, key, dataset):
 
 @pytest.fixture(scope="module")
 def impatient():
-    """A stack whose runs have half an hour, which is three seconds."""
-    impatient = RunningStack("--set", "RunDeadlineHours=0.5")
+    """A stack whose runs have an hour, which is two and a half seconds."""
+    impatient = RunningStack("--set", "RunDeadlineHours=1")
+    _start_every_function(impatient)
     yield impatient
     impatient.provider("DELETE", "/faults")
     impatient.assert_settled()
     impatient.close()
+
+
+def _start_every_function(stack):
+    """On a busy machine the functions need longer to start than a run has: then it ends, but they have started."""
+    bodies = (lines(chat(f"warming up {attempt}") for _ in range(12)) for attempt in itertools.count())
+    drops = (stack.drop(f"warming-up/{attempt}.jsonl", body) for attempt, body in enumerate(bodies))
+    assert any(stack.ended(run_id).state == "succeeded" for run_id in itertools.islice(drops, 5))
 
 
 def test_a_run_over_its_deadline_is_timed_out_and_its_job_cancelled(impatient, key, dataset):
@@ -190,15 +209,15 @@ def test_a_run_over_its_deadline_is_timed_out_and_its_job_cancelled(impatient, k
     ended = impatient.ended(impatient.drop(key, dataset()))
 
     assert (ended.state, ended.code) == ("timed_out", "deadline")
-    assert "0.5 hours" in ended.message
+    assert "1 hours" in ended.message
     assert ended.jobs[0]["status"] == "cancelled", "nothing may be left running"
 
 
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/fine_tuning/jobs"])
 @pytest.mark.parametrize(
     "fault",
-    [{"status": 401}, {"status": 429, "headers": {"retry-after": 60}}, {"status": 503}],
-    ids=["401", "429", "503"],
+    [{"status": 401}, {"status": 503}],
+    ids=["401", "503"],
 )
 def test_a_service_that_never_takes_it_does_not_keep_a_run_for_ever(impatient, key, dataset, path, fault):
     impatient.provider_fault("POST", path, fault, times=None)
@@ -296,11 +315,12 @@ def test_two_equal_datasets_at_once_are_trained_once(stack, key, dataset):
 
 def test_another_specification_is_another_run(stack, key, dataset):
     body = dataset()
-    first = stack.drop(key, body)
+    first = stack.ended(stack.drop(key, body))
     stack.put(key.replace(".jsonl", ".job.json"), b'{"suffix": "other"}')
-    second = stack.drop(key, body)
+    second = stack.ended(stack.drop(key, body))
 
-    assert [stack.ended(run_id).state for run_id in (first, second)] == ["succeeded"] * 2
+    assert (first.state, second.state) == ("succeeded", "succeeded")
+    assert ":other:" in second.run["fine_tuned_model"]
 
 
 def test_what_failed_can_be_dropped_again(stack, key, dataset):

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from tunedrop.bucket import Bucket
+from tunedrop.create_job import keep_oldest
 from tunedrop.errors import Final, TunedropError
 from tunedrop.ledger import Ledger
 from tunedrop.metrics import training_loss
@@ -111,9 +112,7 @@ def _job(run: Run, outcome: Outcome, provider: Provider) -> ProviderJob | None:
     elif run.file_id and outcome.state in ("failed", "timed_out"):
         # The creating step may have died between creating the job and recording it.
         jobs = provider.jobs_on(run.file_id)
-        for surplus in jobs[1:]:
-            provider.cancel_job(surplus.id)
-        job = jobs[0] if jobs else None
+        job = keep_oldest(jobs, provider) if jobs else None
     else:
         return None
     if job is not None and job.status not in ENDED:
@@ -146,7 +145,7 @@ def _save(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> dic
 def _table(provider: Provider, file_id: str) -> bytes:
     content = provider.content(file_id)
     try:
-        plain = base64.b64decode(content, validate=True)
+        plain = base64.b64decode(b"".join(content.split()), validate=True)  # it may be broken into lines
     except ValueError:
         return content
     # Some services hand the table out in base64; a table as it is has commas, which base64 has not.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from tunedrop.clock import now
 from tunedrop.errors import Denied, Rejected, Throttled, Unauthorised
 from tunedrop.ledger import Ledger
@@ -15,6 +17,9 @@ LONGEST_PROCESSING_SECONDS = 3600
 LAST_LOOK_SECONDS = 900
 """A creation whose outcome is unknown is looked for so long before it is repeated: it can land after the client's
 time-out, and listings lag behind."""
+
+
+_logger = logging.getLogger("tunedrop")
 
 
 def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
@@ -37,7 +42,7 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
 
     jobs = provider.jobs_on(run.file_id)
     if jobs:
-        return _adopt(run, jobs, provider, ledger)
+        return _record(run, keep_oldest(jobs, provider), provider, ledger)
 
     since = ledger.intend(run.run_id, EFFECT)
     if since is not None:
@@ -51,7 +56,16 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
     except (Rejected, Denied, Throttled, Unauthorised):
         ledger.abandon(run.run_id, EFFECT)  # refused for certain
         raise
-    return _record(run, job, ledger)
+    return _record(run, job, provider, ledger)
+
+
+def keep_oldest(jobs: list[ProviderJob], provider: Provider) -> ProviderJob:
+    """The first of the jobs on a run's file, oldest first; any other is one too many, and is cancelled."""
+    kept, *surplus = jobs
+    for job in surplus:
+        _logger.warning("job %s trains on the same file as %s, one too many: it is cancelled", job.id, kept.id)
+        provider.cancel_job(job.id)
+    return kept
 
 
 def _processed(file: ProviderFile) -> bool:
@@ -61,13 +75,7 @@ def _processed(file: ProviderFile) -> bool:
     return file.status not in ("uploaded", "pending", "running") or now() - file.created_at > LONGEST_PROCESSING_SECONDS
 
 
-def _adopt(run: Run, jobs: list[ProviderJob], provider: Provider, ledger: Ledger) -> Done:
-    """Keeps the oldest job on the run's file; any other is one too many, and is cancelled."""
-    for surplus in jobs[1:]:
-        provider.cancel_job(surplus.id)
-    return _record(run, jobs[0], ledger)
-
-
-def _record(run: Run, job: ProviderJob, ledger: Ledger) -> Done:
+def _record(run: Run, job: ProviderJob, provider: Provider, ledger: Ledger) -> Done:
+    ledger.join(f"{provider.profile.name}/{job.id}", run.run_id)
     ledger.update(run.run_id, state="training", job_id=job.id)
     return Done("training")

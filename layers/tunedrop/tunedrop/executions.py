@@ -1,4 +1,4 @@
-"""Executions of the state machine, at AWS Step Functions."""
+"""Executions of the state machine, at AWS Step Functions: starting them, and waking those that wait."""
 
 from __future__ import annotations
 
@@ -33,6 +33,28 @@ class StepFunctionsExecutions:
         except ClientError as error:
             code = error.response["Error"]["Code"]
             if code != "ExecutionAlreadyExists":
+                raise Transient(f"Step Functions answered {code}") from error
+        except BotoCoreError as error:
+            raise Transient(f"Step Functions did not answer ({type(error).__name__})") from error
+
+
+class StepFunctionsWaker:
+    """Ends waits by their task tokens."""
+
+    def __init__(self, client: SFNClient) -> None:
+        self._client = client
+
+    def wake(self, token: str) -> None:
+        """Ends the wait that ``token`` stands for; one that is over already is no fault.
+
+        Raises:
+            Transient: Step Functions did not take it.
+        """
+        try:
+            self._client.send_task_success(taskToken=token, output="{}")
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code not in ("TaskTimedOut", "TaskDoesNotExist", "InvalidToken"):
                 raise Transient(f"Step Functions answered {code}") from error
         except BotoCoreError as error:
             raise Transient(f"Step Functions did not answer ({type(error).__name__})") from error

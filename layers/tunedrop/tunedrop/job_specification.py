@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -89,5 +89,5 @@ def _finding(code: str, path: str | None, message: str) -> Finding:
 
 @cache
 def _schema() -> dict[str, Any]:
-    data = resources.files("tunedrop").joinpath("job.schema.json").read_bytes()
+    data = Path(__file__).with_name("job.schema.json").read_bytes()
     return msgspec.json.decode(data, type=dict[str, Any])

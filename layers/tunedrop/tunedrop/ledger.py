@@ -65,6 +65,15 @@ class Ledger(Protocol):
     def noted(self, run_id: str, name: str) -> dict[str, Any]:
         """What :meth:`note` kept last under ``name``, nothing where it never did."""
 
+    def join(self, job: str, run_id: str) -> None:
+        """Notes whose job it is, so that a callback finds the run; one that came before is not lost."""
+
+    def call_back(self, job: str) -> str | None:
+        """Notes that ``job`` (``PROVIDER/ID``) has called back; the token of the wait to end, where its run waits."""
+
+    def listen(self, run_id: str) -> None:
+        """Forgets the callbacks so far: what they hint at is about to be looked at."""
+
     def delivered(self, run_id: str) -> frozenset[str]:
         """The destinations that have accepted the run's notification."""
 
@@ -73,7 +82,8 @@ class Ledger(Protocol):
 
 
 class DynamoLedger:
-    """The ledger in a DynamoDB table whose only key is ``id``: ``run#ID`` for runs, ``content#HASH`` for claims.
+    """The ledger in a DynamoDB table whose only key is ``id``: ``run#ID`` for runs, ``content#HASH`` for claims,
+    ``job#PROVIDER/ID`` for whose a job is.
 
     Every write is one conditional write, so that of two attempts at the same time one sees what the other did.
     """
@@ -160,6 +170,35 @@ class DynamoLedger:
         value: dict[str, Any] = json.loads(self._item(run_id).get(f"note_{name}", "{}"))
         return value
 
+    def join(self, job: str, run_id: str) -> None:
+        """See :meth:`Ledger.join`."""
+        item = self._upsert(f"job#{job}", {"run_id": run_id})
+        if "called_back" in item:
+            self._mark(run_id)
+
+    def call_back(self, job: str) -> str | None:
+        """See :meth:`Ledger.call_back`.
+
+        The mark and the token are of one item, and the waiting state writes its token there under the condition that
+        there is no mark: whichever comes second sees the other.
+        """
+        item = self._upsert(f"job#{job}", {"called_back": True})
+        if "run_id" not in item:
+            return None
+        return self._mark(item["run_id"]).get("wake_token")
+
+    def _mark(self, run_id: str) -> dict[str, Any]:
+        names = {"#mark": "called_back"}
+        try:
+            return self._update(run_id, "SET #mark = :mark", "attribute_exists(id)", names, {":mark": True})
+        except UnknownRun:
+            return {}  # it ended so long ago that the ledger has forgotten it
+
+    def listen(self, run_id: str) -> None:
+        """See :meth:`Ledger.listen`."""
+        names = {"#mark": "called_back", "#token": "wake_token"}
+        self._update(run_id, "REMOVE #mark, #token", "attribute_exists(id)", names, {})
+
     def delivered(self, run_id: str) -> frozenset[str]:
         """See :meth:`Ledger.delivered`."""
         return frozenset(self._item(run_id).get("delivered_to") or ())
@@ -181,6 +220,19 @@ class DynamoLedger:
         except _Unchanged as unchanged:
             item = unchanged.item
         return Run.from_document(item)
+
+    def _upsert(self, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        values = {**values, "expires_at": int(now()) + KEPT_DAYS * 86_400}
+        sets = ", ".join(f"#{name} = :{name}" for name in values)
+        answer = self._call(
+            "update_item",
+            Key={"id": {"S": key}},
+            UpdateExpression=f"SET {sets}",
+            ExpressionAttributeNames={f"#{name}": name for name in values},
+            ExpressionAttributeValues=_serialised({f":{name}": value for name, value in values.items()}),
+            ReturnValues="ALL_NEW",
+        )
+        return _deserialised(answer["Attributes"])
 
     def _item(self, run_id: str) -> dict[str, Any]:
         item = self._get(f"run#{run_id}")

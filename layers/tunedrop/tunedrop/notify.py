@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import logging
 import time
@@ -73,7 +74,10 @@ class HttpSender:
     def post(self, url: str, headers: Mapping[str, str], body: str) -> None:
         """See :class:`Sender`."""
         try:
-            answer = self._pool.request("POST", url, headers=dict(headers), body=body.encode(), redirect=False)
+            answer = self._pool.request(
+                "POST", url, headers=dict(headers), body=body.encode(), redirect=False, preload_content=False
+            )
+            answer.close()  # its status says all; a text that breaks off must not have an accepted message repeated
         except urllib3.exceptions.HTTPError as error:
             raise NotDelivered(f"did not answer ({type(error).__name__})") from error
         if not 200 <= answer.status < 300:
@@ -94,12 +98,22 @@ def destinations_of(text: str, *, allow_plain_http: bool = False) -> list[Destin
             'the notification secret should read [{"url": "...", "secret": "whsec_..."}]'
         ) from error
     for number, destination in enumerate(found, 1):
-        scheme = urlsplit(destination.url).scheme
-        if scheme != "https" and not (scheme == "http" and allow_plain_http):
+        if not _is_address(destination.url, ("https", "http") if allow_plain_http else ("https",)):
             raise InvalidDestination(f"destination {number} of the notification secret is no https address")
+        if not isinstance(destination.secret, str | None):
+            raise InvalidDestination(f"the secret of destination {number} of the notification secret is no text")
         if not destination.is_slack:
             signatures.secrets_of(destination.secret or "")
     return found
+
+
+def _is_address(url: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which is read when it is asked for
+    except ValueError:
+        return False
+    return parts.scheme in schemes and bool(parts.hostname)
 
 
 def notify(run: Run, destinations: Iterable[Destination], *, sender: Sender, ledger: Ledger) -> bool:
@@ -163,7 +177,8 @@ class Notifier:
 def _message(run: Run, destination: Destination) -> tuple[dict[str, str], str]:
     headers = {"content-type": "application/json", "user-agent": "tunedrop"}
     if destination.is_slack:
-        return headers, json.dumps({"text": text_of(run)})
+        # Slack takes <...> for a command or a link, and a file can be called anything.
+        return headers, json.dumps({"text": html.escape(text_of(run), quote=False)})
     body = json.dumps({"type": f"run.{run.state}", "timestamp": timestamp(time.time()), "data": run.document()})
     return headers | signatures.sign(destination.secret or "", f"msg_{run.run_id}", time.time(), body), body
 

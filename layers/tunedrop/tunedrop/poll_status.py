@@ -9,6 +9,7 @@ from tunedrop.errors import Denied
 from tunedrop.ledger import Ledger
 from tunedrop.provider import Provider, ProviderJob
 from tunedrop.runs import Run
+from tunedrop.settings import PollSettings
 from tunedrop.steps import Done, Wait
 
 SHORTEST_PAUSE_SECONDS = 15
@@ -20,14 +21,17 @@ UNDER_WAY = ("validating_files", "queued", "running", "paused", "pending")
 _logger = logging.getLogger("tunedrop")
 
 
-def poll_status(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
+def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger: Ledger) -> Wait | Done:
     """Reads the job's state; waits while it is under way, which an unknown status counts as.
+
+    Where the service calls back when the job ends, the next poll is only a heartbeat, in case the callback is lost.
 
     Raises:
         Denied: the job failed; the service's own code and sentence are in it.
         Transient, Throttled, Unauthorised: its state could not be read, which says nothing about the job.
     """
     assert run.job_id is not None, "the creation step records the job before it lets the run go on"  # noqa: S101
+    ledger.listen(run.run_id)  # before the look: what calls back after it is not to be missed
     job = provider.job(run.job_id)
     if job.status == "succeeded" and job.fine_tuned_model:
         ledger.update(run.run_id, fine_tuned_model=job.fine_tuned_model, trained_tokens=job.trained_tokens)
@@ -41,17 +45,19 @@ def poll_status(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
         return Done("cancelled")
     if job.status not in (*UNDER_WAY, "succeeded"):
         _logger.error("the job %s has the unknown status %s", job.id, job.status, extra={"alarm": "unknown_status"})
-    return Wait(pause_seconds(job), "training")
+    return Wait(settings.callback_heartbeat_minutes * 60 or pause_seconds(job), "training")
 
 
 def pause_seconds(job: ProviderJob) -> float:
     """Seconds until the next poll.
 
     Without an estimate a third of the job's age: short at first, growing. With one, half of what is left, so that the
-    polls draw closer as the end does; past the estimate, half of what it is overdue. At most 15 minutes.
+    polls draw closer as the end does; past the estimate, half of what it is overdue. At most 15 minutes, and at least a
+    hundredth of the job's age: an estimate that is always a minute ahead must not make a week of polls.
     """
+    age = now() - job.created_at
     if job.estimated_finish:
         distance = abs(job.estimated_finish - now())
-        return min(max(distance / 2, SHORTEST_PAUSE_NEAR_THE_END_SECONDS), LONGEST_PAUSE_SECONDS)
-    age = now() - job.created_at
+        shortest = max(SHORTEST_PAUSE_NEAR_THE_END_SECONDS, age / 100)
+        return min(max(distance / 2, shortest), LONGEST_PAUSE_SECONDS)
     return min(max(age / 3, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)

@@ -22,7 +22,8 @@ class Wanted:
     ``model`` and ``provider`` win over the job specification's, ``default_model`` and ``default_provider`` stand in for
     them. ``providers`` are those that a job specification may name, None for any. Only where ``at_home``, that is where
     the provider is certain to be the service itself and not another that speaks its API, is a model that it has shut
-    down an error. ``max_cost_usd`` is a limit beside the job specification's own.
+    down an error; None means that a provider's name makes it certain. ``max_cost_usd`` is a limit beside the job
+    specification's own.
     """
 
     today: date
@@ -31,7 +32,7 @@ class Wanted:
     default_model: str | None = None
     default_provider: str = "openai"
     providers: Collection[str] | None = None
-    at_home: bool = True
+    at_home: bool | None = None
     max_cost_usd: float | None = None
     own_prices: PriceList | None = None
     count_tokens: bool = True
@@ -50,6 +51,11 @@ class Preflight:
     check: DatasetCheck
 
 
+def make_ready(model: str) -> None:
+    """Loads the vocabulary of ``model``, which takes half a second, before the first check needs it."""
+    Tokenizer(prices.look_up(model).encoding).count([""])
+
+
 def preflight(
     training: Iterable[bytes], validation: Iterable[bytes] | None, specification: bytes | None, wanted: Wanted
 ) -> Preflight:
@@ -62,7 +68,11 @@ def preflight(
     name = wanted.model or parsed.model or wanted.default_model
     provider = wanted.provider or parsed.provider or wanted.default_provider
     model = prices.look_up(name, wanted.own_prices) if name else TrainingModel(name="")
-    _judge_end(model, provider, wanted, errors, warnings)
+    at_home = bool(wanted.provider or parsed.provider) if wanted.at_home is None else wanted.at_home
+    if end := model.end(provider, wanted.today):
+        ended, sentence = end
+        code = "model_shut_down" if ended else "model_near_shutdown"
+        (errors if ended and at_home else warnings).append(Finding("job", None, code, "model", sentence))
     first = DatasetCheck(
         method=parsed.method_name,
         profile=PROFILES.get(provider, DataProfile()),
@@ -93,16 +103,3 @@ def _specification(text: bytes | None, wanted: Wanted) -> tuple[JobSpecification
         return JobSpecification(), []
     parsed = job_specification.parse(text, wanted.providers)
     return (parsed, []) if isinstance(parsed, JobSpecification) else (JobSpecification(), list(parsed))
-
-
-def _judge_end(
-    model: TrainingModel, provider: str, wanted: Wanted, errors: list[Finding], warnings: list[Finding]
-) -> None:
-    end = model.end(provider, wanted.today)
-    if end is None:
-        return
-    ended, message = end
-    if ended and wanted.at_home:
-        errors.append(Finding("job", None, "model_shut_down", "model", message))
-    else:
-        warnings.append(Finding("job", None, "model_shut_down" if ended else "model_near_shutdown", "model", message))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol, Self
 
 import openai
@@ -79,7 +81,7 @@ class ProviderJob:
             status=job.status,
             model=job.model,
             training_file=job.training_file,
-            created_at=job.created_at,
+            created_at=int(job.created_at),
             estimated_finish=getattr(job, "estimated_finish", None),
             fine_tuned_model=getattr(job, "fine_tuned_model", None),
             trained_tokens=getattr(job, "trained_tokens", None),
@@ -166,48 +168,50 @@ class OpenAIProvider:
 
     def files_named(self, name: str) -> list[ProviderFile]:
         """See :class:`Provider`; no filter of the listing is trusted."""
-        found = self._read(lambda client: _pages(client.files.list(limit=PAGE), FileObject))
-        return sorted((_file(f) for f in found if f.filename == name), key=_age)
+        files = self._read(lambda client: [_file(file) for file in _pages(client.files.list(limit=PAGE))])
+        return sorted((file for file in files if file.name == name), key=_age)
 
     def upload(self, name: str, chunks: Iterable[bytes], size: int) -> ProviderFile:
         """See :class:`Provider`; memory does not grow with ``size``."""
         body = io.BufferedReader(_Stream(chunks, size), buffer_size=1 << 16)
 
-        def create(client: openai.OpenAI) -> FileObject:
+        def create(client: openai.OpenAI) -> ProviderFile:
             patient = client.with_options(timeout=UPLOAD_SECONDS)
-            return patient.files.create(file=(name, body, "application/jsonl"), purpose=PURPOSE)
+            return _file(patient.files.create(file=(name, body, "application/jsonl"), purpose=PURPOSE))
 
         # What was read of the dataset cannot be read again: no second try with a fresh key here.
-        return _file(self._create(create, FileObject, again=False))
+        return self._create(create, again=False)
 
     def begin_upload(self, name: str, size: int) -> ProviderUpload:
         """See :class:`Provider`."""
 
-        def begin(client: openai.OpenAI) -> Upload:
-            return client.uploads.create(bytes=size, filename=name, mime_type="application/jsonl", purpose=PURPOSE)
+        def begin(client: openai.OpenAI) -> ProviderUpload:
+            begun = client.uploads.create(bytes=size, filename=name, mime_type="application/jsonl", purpose=PURPOSE)
+            upload = _expect(begun, Upload)
+            return ProviderUpload(upload.id, int(upload.expires_at))
 
-        upload = self._create(begin, Upload)
-        return ProviderUpload(upload.id, upload.expires_at)
+        return self._create(begin)
 
     def add_part(self, upload_id: str, chunks: Sequence[bytes]) -> str:
         """See :class:`Provider`; the chunks are not copied."""
         size = sum(map(len, chunks))
 
-        def add(client: openai.OpenAI) -> UploadPart:
+        def add(client: openai.OpenAI) -> str:
             data = io.BufferedReader(_Stream(chunks, size), buffer_size=1 << 16)
-            return client.with_options(timeout=PART_SECONDS).uploads.parts.create(upload_id, data=("part", data))
+            patient = client.with_options(timeout=PART_SECONDS)
+            return _expect(patient.uploads.parts.create(upload_id, data=("part", data)), UploadPart).id
 
-        return self._create(add, UploadPart).id
+        return self._create(add)
 
     def complete_upload(self, upload_id: str, part_ids: Sequence[str], md5: str) -> ProviderFile:
         """See :class:`Provider`."""
 
-        def complete(client: openai.OpenAI) -> FileObject:
+        def complete(client: openai.OpenAI) -> ProviderFile:
             patient = client.with_options(timeout=UPLOAD_SECONDS)  # the parts are put together in the meantime
             completed = _expect(patient.uploads.complete(upload_id, part_ids=list(part_ids), md5=md5), Upload)
-            return _expect(completed.file, FileObject)
+            return _file(completed.file)
 
-        return _file(self._create(complete, FileObject))
+        return self._create(complete)
 
     def cancel_upload(self, upload_id: str) -> None:
         """See :class:`Provider`."""
@@ -222,7 +226,7 @@ class OpenAIProvider:
 
     def file(self, file_id: str) -> ProviderFile:
         """See :class:`Provider`."""
-        return _file(self._read(lambda client: _expect(client.files.retrieve(file_id), FileObject)))
+        return self._read(lambda client: _file(client.files.retrieve(file_id)))
 
     def delete_file(self, file_id: str) -> None:
         """See :class:`Provider`."""
@@ -237,60 +241,62 @@ class OpenAIProvider:
 
     def jobs_on(self, training_file: str) -> list[ProviderJob]:
         """See :class:`Provider`; every job on every page is compared."""
-        found = self._read(lambda client: _pages(client.fine_tuning.jobs.list(limit=PAGE), FineTuningJob))
-        return sorted((ProviderJob.of(job) for job in found if job.training_file == training_file), key=_age)
+        jobs = self._read(lambda client: [_job(job) for job in _pages(client.fine_tuning.jobs.list(limit=PAGE))])
+        return sorted((job for job in jobs if job.training_file == training_file), key=_age)
 
     def create_job(self, **parameters: Any) -> ProviderJob:
         """See :class:`Provider`."""
-        return ProviderJob.of(self._create(lambda client: client.fine_tuning.jobs.create(**parameters), FineTuningJob))
+        return self._create(lambda client: _job(client.fine_tuning.jobs.create(**parameters)))
 
     def job(self, job_id: str) -> ProviderJob:
         """See :class:`Provider`."""
-        return ProviderJob.of(
-            self._read(lambda client: _expect(client.fine_tuning.jobs.retrieve(job_id), FineTuningJob))
-        )
+        return self._read(lambda client: _job(client.fine_tuning.jobs.retrieve(job_id)))
 
     def cancel_job(self, job_id: str) -> ProviderJob:
         """See :class:`Provider`."""
 
-        def cancel(client: openai.OpenAI) -> FineTuningJob:
+        def cancel(client: openai.OpenAI) -> ProviderJob:
             try:
-                return _expect(client.fine_tuning.jobs.cancel(job_id), FineTuningJob)
+                return _job(client.fine_tuning.jobs.cancel(job_id))
             except (openai.BadRequestError, openai.ConflictError):
                 # It has ended in the meantime: the service refuses, and its state says how it ended.
-                return _expect(client.fine_tuning.jobs.retrieve(job_id), FineTuningJob)
+                return _job(client.fine_tuning.jobs.retrieve(job_id))
 
-        return ProviderJob.of(self._read(cancel))
+        return self._read(cancel)
 
     def events(self, job_id: str) -> list[dict[str, Any]]:
         """See :class:`Provider`."""
-        listed = self._read(
-            lambda client: _pages(client.fine_tuning.jobs.list_events(job_id, limit=PAGE), FineTuningJobEvent)
+        newest_first = self._read(
+            lambda client: [
+                _expect(event, FineTuningJobEvent).to_dict(mode="json")
+                for event in _pages(client.fine_tuning.jobs.list_events(job_id, limit=PAGE))
+            ]
         )
-        return [event.to_dict(mode="json") for event in reversed(listed)]
+        return newest_first[::-1]
 
     def content(self, file_id: str) -> bytes:
         """See :class:`Provider`."""
         return self._read(lambda client: client.files.content(file_id).read())
 
-    def _create[Created](
-        self, call: Callable[[openai.OpenAI], Created], kind: type[Created], *, again: bool = True
-    ) -> Created:
-        return self._authorised(lambda client: _expect(call(client), kind), creating=True, again=again)
+    def _create[Created](self, call: Callable[[openai.OpenAI], Created], *, again: bool = True) -> Created:
+        return self._authorised(call, creating=True, again=again)
 
     def _read[Read](self, call: Callable[[openai.OpenAI], Read]) -> Read:
         return self._authorised(call, creating=False, again=True)
 
     def _authorised[Answer](self, call: Callable[[openai.OpenAI], Answer], *, creating: bool, again: bool) -> Answer:
+        def attempt(key: str) -> Answer:
+            return _translated(lambda: call(self._client.with_options(api_key=_sendable(key))), key, creating=creating)
+
         key = self._api_key.value()
         try:
-            return _translated(lambda: call(self._client.with_options(api_key=key)), creating=creating)
+            return attempt(key)
         except Unauthorised:
             fresh = self._api_key.value(fresh=True)
             if fresh == key or not again:
                 raise
         # The key was rotated. A call that was refused for its key has done nothing, a creating one neither.
-        return _translated(lambda: call(self._client.with_options(api_key=fresh)), creating=creating)
+        return attempt(fresh)
 
 
 def connect(environment: Mapping[str, str]) -> OpenAIProvider:
@@ -332,6 +338,9 @@ class _Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._rest:
             chunk = next(self._chunks, None)
+            # Its length was told: a body of another would be the protocol's fault, not the dataset's.
+            if self._position + len(chunk or b"") > self._size or (chunk is None and self._position < self._size):
+                raise Transient(f"the dataset has another size than the {self._size} bytes that it was said to have")
             if chunk is None:
                 return 0
             self._rest = memoryview(chunk)
@@ -342,8 +351,19 @@ class _Stream(io.RawIOBase):
         return count
 
 
-def _file(file: FileObject) -> ProviderFile:
-    return ProviderFile(file.id, file.filename, file.bytes, file.status, file.created_at)
+def _sendable(key: str) -> str:
+    if not (key.isascii() and key.isprintable()):
+        raise Unauthorised("the provider secret holds characters that no API key has: put the key alone into it")
+    return key
+
+
+def _file(answer: object) -> ProviderFile:
+    file = _expect(answer, FileObject)
+    return ProviderFile(file.id, file.filename, file.bytes, file.status, int(file.created_at))
+
+
+def _job(answer: object) -> ProviderJob:
+    return ProviderJob.of(_expect(answer, FineTuningJob))
 
 
 def _age(thing: ProviderFile | ProviderJob) -> tuple[int, str]:
@@ -358,28 +378,29 @@ def _expect[Kind](answer: object, kind: type[Kind]) -> Kind:
     return answer
 
 
-def _pages[Item](first: Iterable[Item], kind: type[Item]) -> list[Item]:
-    if isinstance(first, str):
-        raise _UnreadableAnswer
-    seen: dict[str, Item] = {}
-    for item in first:
-        found = _expect(item, kind)
-        key = str(getattr(found, "id", ""))
-        if key in seen:
-            break  # a service that repeats its pages would otherwise be read for ever
-        seen[key] = found
-    return list(seen.values())
+def _pages(first: Any) -> Iterator[object]:
+    """Every item on every page, once."""
+    seen: set[str] = set()
+    for page in first.iter_pages():
+        # The client takes whatever is no list for an empty one, and would make a job look as if it were not there.
+        if not isinstance(page.data, list):
+            raise _UnreadableAnswer
+        new = [item for item in page.data if getattr(item, "id", None) not in seen]
+        if not new:
+            return  # a service that repeats its pages would otherwise be read for ever
+        yield from new
+        seen.update(item.id for item in new)
 
 
-def _translated[Answer](call: Callable[[], Answer], *, creating: bool) -> Answer:
-    """Makes the call; whatever it raises comes out as an error of ours."""
+def _translated[Answer](call: Callable[[], Answer], key: str, *, creating: bool) -> Answer:
+    """Makes the call; whatever it raises comes out as an error of ours, with nothing in it that quotes the key."""
     unknown = UnknownOutcome if creating else Transient
     try:
         return call()
     except TunedropError:
         raise  # of the bucket, from which an upload reads while it sends
     except openai.APIStatusError as error:
-        raise _status_error(error, creating=creating) from error
+        raise _status_error(error, key, creating=creating) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__
         if isinstance(cause, TunedropError):
@@ -390,31 +411,32 @@ def _translated[Answer](call: Callable[[], Answer], *, creating: bool) -> Answer
         raise unknown(f"the fine-tuning service answered something unreadable ({type(error).__name__})") from error
 
 
-def _status_error(error: openai.APIStatusError, *, creating: bool) -> TunedropError:
+def _status_error(error: openai.APIStatusError, key: str, *, creating: bool) -> TunedropError:
     status, code = error.status_code, str(error.code or error.type or "")
-    said = " ".join(_message(error).split())[:300]
+    said = _said(error, key)
     if status == 401:
         # The service's own sentence quotes part of the key.
         return Unauthorised(
             "the fine-tuning service refused our API key (401): put a valid one into the provider secret"
         )
     if status == 429 and code in _OUT_OF_MONEY:
-        return Denied(code, f"the account at the fine-tuning service is out of quota: {said}")
+        return Denied(code, f"the account at the fine-tuning service is out of quota{said}")
     if status == 429:
         return Throttled("the fine-tuning service asks for a pause (429)", _pause(error.response.headers))
     if status == 404 and code == "model_not_found":
-        return Rejected(code, f"the fine-tuning service does not know the model; name another: {said}")
+        return Rejected(code, f"the fine-tuning service does not know the model; name another{said}")
     if creating and status in (400, 413, 415, 422):
-        return Rejected(code or f"http_{status}", f"the fine-tuning service refused the request ({status}): {said}")
+        return Rejected(code or f"http_{status}", f"the fine-tuning service refused the request ({status}){said}")
     if status >= 500 or status in (408, 409):
-        what = f"the fine-tuning service answered {status}"
+        what = f"the fine-tuning service answered {status}{said}"
         return UnknownOutcome(what) if creating else Transient(what)
-    return Denied(code or f"http_{status}", f"the fine-tuning service does not permit this ({status}): {said}")
+    return Denied(code or f"http_{status}", f"the fine-tuning service does not permit this ({status}){said}")
 
 
-def _message(error: openai.APIStatusError) -> str:
-    body = error.body
-    return str(body.get("message", "")) if isinstance(body, dict) else ""
+def _said(error: openai.APIStatusError, key: str) -> str:
+    message = error.body.get("message") if isinstance(error.body, dict) else None
+    text = " ".join(str(message or "").replace(key, "…").split())[:300]
+    return f": {text}" if text else ""
 
 
 def _pause(headers: Mapping[str, str]) -> float:
@@ -424,5 +446,12 @@ def _pause(headers: Mapping[str, str]) -> float:
         except (KeyError, ValueError):
             continue
         if math.isfinite(seconds):
-            return min(max(seconds, 1.0), MAX_PAUSE_SECONDS)
-    return DEFAULT_PAUSE_SECONDS
+            return _bounded(seconds)
+    try:
+        return _bounded(parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError, OverflowError):
+        return DEFAULT_PAUSE_SECONDS
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, 1.0), MAX_PAUSE_SECONDS)

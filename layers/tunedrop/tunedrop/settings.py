@@ -64,6 +64,20 @@ class UploadSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CallbackSettings:
+    """Of ``functions/callback``."""
+
+    callback_secret_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class PollSettings:
+    """Of ``functions/poll_status``: minutes between polls where callbacks come too; 0 where none do."""
+
+    callback_heartbeat_minutes: float
+
+
+@dataclass(frozen=True, slots=True)
 class NotifySettings:
     """Of ``functions/notify``."""
 

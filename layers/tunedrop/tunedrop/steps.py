@@ -15,6 +15,7 @@ from tunedrop.runs import Run
 UNAUTHORISED_PAUSE_SECONDS = 300
 FIRST_LOOK_SECONDS = 5
 LONGEST_LOOK_SECONDS = 120
+LONGEST_PATIENT_SECONDS = 900
 
 _logger = logging.getLogger("tunedrop")
 
@@ -53,19 +54,25 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
     except Final as error:
         return answer | {"state": error.state, "error": {"code": error.code, "message": error.message}}
     except Throttled as error:
-        outcome = Wait(error.wait_seconds, run.state)
+        outcome = Wait(_patient(error.wait_seconds, run), run.state)
     except Unauthorised as error:
         # Nothing is lost by waiting, and what is lost by ending cannot be had back: an operator can still mend it.
         # Without the traceback: what the service said of the key is in its causes.
         _logger.error("%s", error, extra={"alarm": "unauthorised", "run_id": run.run_id})  # noqa: TRY400
-        outcome = Wait(UNAUTHORISED_PAUSE_SECONDS, run.state)
+        outcome = Wait(_patient(UNAUTHORISED_PAUSE_SECONDS, run), run.state)
     except UnknownOutcome as error:
         _logger.warning("%s; looking again before anything is repeated", error, extra={"run_id": run.run_id})
-        outcome = Wait(FIRST_LOOK_SECONDS, run.state)
+        outcome = Wait(_patient(FIRST_LOOK_SECONDS, run), run.state)
     if isinstance(outcome, Wait):
         return answer | {"state": outcome.state, "wait_seconds": max(1, math.ceil(outcome.seconds))}
     model = {"fine_tuned_model": outcome.fine_tuned_model} if outcome.fine_tuned_model else {}
     return answer | {"state": outcome.state} | model
+
+
+def _patient(pause: float, run: Run) -> float:
+    # Trouble can last for days, and asking again every few seconds would fill the 25,000 events that an execution may
+    # have: it would then end without a final state. A sixtieth of the run's age is little beside what was waited.
+    return max(pause, min((now() - seconds(run.created_at)) / 60, LONGEST_PATIENT_SECONDS))
 
 
 def next_look_seconds(since: float, last_look_seconds: float) -> float | None:

@@ -416,7 +416,7 @@ class _Notes:
         self.write(committed_at=now())
         try:
             yield
-        except (Rejected, Denied, Throttled, Unauthorised):
+        except (Rejected, Denied, Throttled, Transient, Unauthorised):
             self.write(committed_at=None)
             raise
 

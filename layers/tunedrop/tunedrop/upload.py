@@ -242,5 +242,6 @@ def _summary(run: Run, report: Report) -> str:
     if first.file == "validation":
         place = f"{place} of the validation set"
     path = f", {first.path}" if first.path else ""
-    more = f" There are {report.error_count - 1:,} more errors." if report.error_count > 1 else ""
+    others = report.error_count - 1
+    more = "" if not others else " There is 1 more error." if others == 1 else f" There are {others:,} more errors."
     return f"{place}{path}: {first.message}.{more} All of it is in {results_key(run.run_id, 'report.json')}."

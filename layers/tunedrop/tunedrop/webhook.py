@@ -36,7 +36,7 @@ def take_notification(
     a run could not be handed over: the sender repeats the whole notification, which starts no run twice.
     """
     if len(body) > MAX_BODY_BYTES:
-        return _error(
+        return refusal(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"a notification has at most {MAX_BODY_BYTES} bytes"
         )
     try:
@@ -52,11 +52,11 @@ def take_notification(
             executions.start(request)
             accepted.append({"key": request.key, "run_id": request.run_id})
     except signatures.NotAuthentic:
-        return _error(HTTPStatus.UNAUTHORIZED, "not_authentic", "the signature or token is missing, wrong or too old")
+        return refusal(HTTPStatus.UNAUTHORIZED, "not_authentic", "the signature or token is missing, wrong or too old")
     except events.MalformedEvent as error:
-        return _error(HTTPStatus.BAD_REQUEST, "malformed", str(error))
+        return refusal(HTTPStatus.BAD_REQUEST, "malformed", str(error))
     except TunedropError as error:
-        return _error(HTTPStatus.SERVICE_UNAVAILABLE, "not_handed_over", f"repeat it later: {error}")
+        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not_handed_over", f"repeat it later: {error}")
     if not found:
         return HTTPStatus.OK, {"accepted": [], "ignored": []}
     return HTTPStatus.ACCEPTED, {"accepted": accepted, "ignored": ignored}
@@ -69,5 +69,6 @@ def _secrets(text: str) -> tuple[str, ...]:
         raise Transient(str(error)) from error
 
 
-def _error(status: HTTPStatus, code: str, message: str) -> Answer:
+def refusal(status: HTTPStatus, code: str, message: str) -> Answer:
+    """The answer to a request that is not carried out, in the API's form."""
     return status, {"error": {"code": code, "message": message}}

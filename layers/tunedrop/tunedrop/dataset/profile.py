@@ -12,7 +12,7 @@ Method = Literal["supervised", "dpo", "reinforcement"]
 
 
 class DataProfile(msgspec.Struct, frozen=True):
-    """A provider's limits on a dataset; the defaults are OpenAI's (``specs/data-rules.md``)."""
+    """A provider's limits on a dataset; the defaults are OpenAI's (``RULES.md``)."""
 
     #: fewest examples of a training file, by method
     minimum_examples: Mapping[str, int] = MappingProxyType({"supervised": 10, "dpo": 10, "reinforcement": 10})

@@ -1,0 +1,274 @@
+import base64
+import json
+
+import pytest
+from tunedrop.collect import Outcome, collect_results
+from tunedrop.errors import Denied, Missing, Throttled, Transient, Unauthorised
+from tunedrop.runs import FINAL, Failure
+
+from tests.unit.fakes import Broken
+
+METRICS = b"step,train_loss\n1,2.5\n2,0.5\n"
+PROBLEM = Failure("code", "A sentence.")
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("tunedrop.collect.PAUSE_SECONDS", 0)
+
+
+@pytest.fixture
+def uploaded(run, provider, ledger):
+    """A run whose file is uploaded."""
+    file = provider.upload(f"{run.run_id}.jsonl", [b"{}\n"], 3)
+    return ledger.update(
+        run.run_id, state="waiting", file_id=file.id, result_keys=[f"results/{run.run_id}/report.json"]
+    )
+
+
+@pytest.fixture
+def training(uploaded, provider, ledger):
+    """A run whose job is under way."""
+    job = provider.create_job(model="m", training_file=uploaded.file_id)
+    return ledger.update(uploaded.run_id, state="training", job_id=job.id)
+
+
+@pytest.fixture
+def succeeded(training, provider):
+    """A run whose job has succeeded."""
+    result = provider.upload("metrics.csv", [METRICS], len(METRICS))
+    provider.set_job(
+        training.job_id,
+        status="succeeded",
+        fine_tuned_model="ft:x",
+        trained_tokens=1200,
+        result_files=(result.id,),
+    )
+    return training
+
+
+def collect(run, outcome, provider, bucket, ledger):
+    return collect_results(ledger.get(run.run_id), outcome, provider=provider, bucket=bucket, ledger=ledger)
+
+
+SUCCESS = Outcome("succeeded", None)
+TIMED_OUT = Outcome("timed_out", Failure("deadline", "too long"))
+REPORT, JOB, EVENTS, TABLE = ("report.json", "job.json", "events.jsonl", "metrics.csv")
+
+
+def keys(run, *names):
+    return [f"results/{run.run_id}/{name}" for name in names]
+
+
+# What the steps before have left
+
+
+@pytest.mark.parametrize("state", FINAL)
+def test_an_answer_in_a_final_state_is_the_outcome(state):
+    answer = {"state": state, "error": {"code": "code", "message": "A sentence."}}
+    assert Outcome.of({"answer": answer}) == Outcome(state, PROBLEM)
+
+
+def test_an_answer_without_an_error_has_none():
+    assert Outcome.of({"answer": {"state": "cancelled"}}) == Outcome("cancelled", None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Sandbox.Timedout", "States.Timeout", "Runtime.ExitError", "Runtime.OutOfMemory", "Transient"),
+        *("Lambda.Unknown", "KeyError", "States.TaskFailed"),
+    ],
+)
+def test_a_step_that_died_fails_the_run_and_wins_over_the_answer_before(name):
+    outcome = Outcome.of({"answer": {"state": "training"}, "failure": {"Error": name, "Cause": "line of the dataset"}})
+    assert (outcome.state, outcome.error.code) == ("failed", name)
+    assert "dropped again" in outcome.error.message
+    assert "line of the dataset" not in outcome.error.message
+
+
+@pytest.mark.parametrize("given", [{}, {"answer": {}}, {"answer": {"state": "training"}}, {"answer": {"state": None}}])
+def test_an_answer_that_is_not_final_fails_the_run(given):
+    assert Outcome.of(given).state == "failed"
+    assert Outcome.of(given).error.code == "no_final_state"
+
+
+# Outcomes
+
+
+def test_a_success_brings_its_results_home(succeeded, provider, bucket, ledger):
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert (told["state"], told["fine_tuned_model"], told["trained_tokens"]) == ("succeeded", "ft:x", 1200)
+    assert told["result_keys"] == keys(succeeded, REPORT, JOB, EVENTS, TABLE)
+    assert [bucket.objects[key] for key in keys(succeeded, TABLE)] == [METRICS]
+    assert json.loads(bucket.objects[keys(succeeded, JOB)[0]])["object"] == "fine_tuning.job"
+    assert json.loads(bucket.objects[keys(succeeded, EVENTS)[0]])["message"].startswith("Created")
+    assert told["finished_at"]
+
+
+def test_a_success_tells_its_loss(succeeded, provider, bucket, ledger):
+    assert collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]["loss_curve"] == [2.5, 0.5]
+
+
+def test_metrics_in_base64_are_unpacked(succeeded, provider, bucket, ledger):
+    provider.contents[provider.job(succeeded.job_id).result_files[0]] = base64.b64encode(METRICS)
+    collect(succeeded, SUCCESS, provider, bucket, ledger)
+    assert bucket.objects[keys(succeeded, TABLE)[0]] == METRICS
+
+
+def test_base64_that_is_broken_into_lines_is_unpacked_too(succeeded, provider, bucket, ledger):
+    provider.contents[provider.job(succeeded.job_id).result_files[0]] = base64.encodebytes(METRICS * 9)
+    collect(succeeded, SUCCESS, provider, bucket, ledger)
+    assert bucket.objects[keys(succeeded, TABLE)[0]] == METRICS * 9
+
+
+@pytest.mark.parametrize("content", [b"", b"word", b"\xff\xfe", b"<html>", b"AAAA"])
+def test_a_result_file_of_another_kind_is_kept_as_it_is(succeeded, provider, bucket, ledger, content):
+    provider.contents[provider.job(succeeded.job_id).result_files[0]] = content
+    assert collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]["state"] == "succeeded"
+    assert bucket.objects[keys(succeeded, TABLE)[0]] == content
+
+
+def test_every_result_file_is_kept(succeeded, provider, bucket, ledger):
+    files = provider.job(succeeded.job_id).result_files * 3
+    provider.set_job(succeeded.job_id, result_files=files)
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert told["result_keys"][3:] == keys(succeeded, TABLE, "metrics-2.csv", "metrics-3.csv")
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_what_a_job_left_that_did_not_succeed_is_kept_too(training, provider, bucket, ledger, state):
+    provider.set_job(training.job_id, status=state)
+    told = collect(training, Outcome(state, PROBLEM), provider, bucket, ledger)["run"]
+    assert (told["state"], told["error"]) == (state, {"code": "code", "message": "A sentence."})
+    assert told["result_keys"] == keys(training, REPORT, JOB, EVENTS)
+
+
+@pytest.mark.parametrize("state", sorted(set(FINAL) - {"succeeded", "failed", "timed_out"}))
+def test_a_run_that_ended_before_its_job_has_none(uploaded, provider, bucket, ledger, state):
+    untouched = Broken(provider, "jobs_on", AssertionError("there is no job to look for"))
+    told = collect(uploaded, Outcome(state, PROBLEM), untouched, bucket, ledger)["run"]
+    assert (told["state"], told["job_id"], told["result_keys"]) == (state, None, keys(uploaded, REPORT))
+    assert bucket.objects == {}
+
+
+@pytest.mark.parametrize("state", ["failed", "timed_out"])
+def test_a_run_that_never_uploaded_has_nothing_to_look_for(run, provider, bucket, ledger, state):
+    untouched = Broken(provider, "jobs_on", AssertionError("there is no file"))
+    assert collect(run, Outcome(state, PROBLEM), untouched, bucket, ledger)["run"]["state"] == state
+
+
+# Jobs that are still under way
+
+
+@pytest.mark.parametrize("outcome", [TIMED_OUT, Outcome("failed", Failure("Lambda.Unknown", "died"))], ids=str)
+def test_a_run_that_ends_before_its_job_cancels_it(training, provider, bucket, ledger, outcome):
+    told = collect(training, outcome, provider, bucket, ledger)["run"]
+    assert told["state"] == outcome.state
+    assert provider.job(training.job_id).status == "cancelled"
+
+
+@pytest.mark.parametrize("outcome", [TIMED_OUT, Outcome("failed", PROBLEM), Outcome("cancelled", None)], ids=str)
+def test_a_job_that_has_succeeded_meanwhile_makes_the_run_a_success(succeeded, provider, bucket, ledger, outcome):
+    told = collect(succeeded, outcome, provider, bucket, ledger)["run"]
+    assert (told["state"], told["error"], told["fine_tuned_model"]) == ("succeeded", None, "ft:x")
+
+
+@pytest.mark.parametrize("outcome", [TIMED_OUT, Outcome("failed", PROBLEM)], ids=str)
+def test_a_job_that_was_never_recorded_is_found_and_cancelled(uploaded, provider, bucket, ledger, outcome):
+    jobs = [provider.create_job(model="m", training_file=uploaded.file_id) for _ in range(2)]
+    told = collect(uploaded, outcome, provider, bucket, ledger)["run"]
+    assert (told["state"], told["job_id"]) == (outcome.state, jobs[0].id)
+    assert [provider.job(job.id).status for job in jobs] == ["cancelled", "cancelled"]
+
+
+@pytest.mark.parametrize("error", [Transient("500"), Throttled("429", 5), Unauthorised("401")], ids=repr)
+@pytest.mark.parametrize("method", ["job", "cancel_job"])
+def test_a_job_that_cannot_be_looked_at_or_cancelled_leaves_the_run_open(
+    training, provider, bucket, ledger, method, error
+):
+    with pytest.raises(type(error)):
+        collect(training, TIMED_OUT, Broken(provider, method, error), bucket, ledger)
+    assert not ledger.get(training.run_id).is_final
+
+
+def test_a_job_that_is_denied_us_does_not_keep_the_run_from_ending(training, provider, bucket, ledger):
+    denied = Broken(provider, "job", Denied("http_404", "gone"))
+    told = collect(training, Outcome("failed", PROBLEM), denied, bucket, ledger)["run"]
+    assert (told["state"], told["error"]["code"]) == ("failed", "code")
+
+
+def test_a_success_that_is_denied_us_now_stays_one(succeeded, provider, bucket, ledger):
+    ledger.update(succeeded.run_id, fine_tuned_model="ft:x")
+    told = collect(succeeded, SUCCESS, Broken(provider, "job", Denied("http_404", "gone")), bucket, ledger)["run"]
+    assert (told["state"], told["fine_tuned_model"]) == ("succeeded", "ft:x")
+
+
+# A paid success survives
+
+
+@pytest.mark.parametrize(
+    ("what", "method", "lost"),
+    [
+        ("provider", "events", {EVENTS}),
+        ("provider", "content", {TABLE}),
+        ("bucket", "write", {JOB, EVENTS, TABLE}),
+    ],
+)
+@pytest.mark.parametrize(
+    "error", [Transient("x"), Throttled("x", 9), Unauthorised("x"), Denied("c", "m"), Missing("c", "m")], ids=repr
+)
+def test_what_cannot_be_had_is_left_out(succeeded, provider, bucket, ledger, what, method, lost, error):
+    parts = {"provider": provider, "bucket": bucket, "ledger": ledger}
+    parts[what] = Broken(parts[what], method, error, times=99)
+    told = collect(succeeded, SUCCESS, **parts)["run"]
+    assert (told["state"], told["fine_tuned_model"]) == ("succeeded", "ft:x")
+    kept = [name for name in (REPORT, JOB, EVENTS, TABLE) if name not in lost]
+    assert told["result_keys"] == keys(succeeded, *kept)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_fails_once_or_twice_is_tried_again(succeeded, provider, bucket, ledger, times):
+    broken = Broken(bucket, "write", Transient("503"), times=times)
+    told = collect(succeeded, SUCCESS, provider, broken, ledger)["run"]
+    assert told["result_keys"] == keys(succeeded, REPORT, JOB, EVENTS, TABLE)
+
+
+# Once
+
+
+def test_a_run_that_is_final_is_told_again_in_the_same_words(succeeded, provider, bucket, ledger, clock):
+    first = collect(succeeded, SUCCESS, provider, bucket, ledger)
+    clock.advance(60)
+    again = collect(succeeded, TIMED_OUT, Broken(provider, "job", AssertionError()), bucket, ledger)
+    assert again == first
+
+
+def test_an_end_that_was_not_recorded_is_recorded_by_the_next_attempt(succeeded, provider, bucket, ledger):
+    with pytest.raises(Transient):
+        collect(succeeded, SUCCESS, provider, bucket, Broken(ledger, "finish", Transient("away")))
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert told["result_keys"] == keys(succeeded, REPORT, JOB, EVENTS, TABLE)
+
+
+# What is published
+
+
+def test_the_message_is_the_run_document(succeeded, provider, bucket, ledger):
+    answer = collect(succeeded, SUCCESS, provider, bucket, ledger)
+    assert json.loads(answer["message"]["default"]) == answer["run"] == ledger.get(succeeded.run_id).document()
+
+
+def test_the_mail_and_its_subject_are_for_people(succeeded, provider, bucket, ledger):
+    answer = collect(succeeded, SUCCESS, provider, bucket, ledger)
+    assert answer["subject"] == "Your model is ready: orders.jsonl"
+    assert "Model:          ft:x" in answer["message"]["email"]
+
+
+@pytest.mark.parametrize(("error", "cause"), [(PROBLEM, "A sentence."), (None, "cancelled")])
+def test_the_cause_is_what_a_failed_execution_shows(run, provider, bucket, ledger, error, cause):
+    assert collect(run, Outcome("cancelled", error), provider, bucket, ledger)["cause"] == cause
+
+
+def test_the_answer_is_json_and_fits_a_state_machine(succeeded, provider, bucket, ledger):
+    assert len(json.dumps(collect(succeeded, SUCCESS, provider, bucket, ledger))) < 256 << 10

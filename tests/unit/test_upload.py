@@ -1,0 +1,338 @@
+import json
+
+import pytest
+from tunedrop.errors import (
+    Duplicate,
+    Missing,
+    OverBudget,
+    Rejected,
+    Superseded,
+    Throttled,
+    Transient,
+    Unauthorised,
+    UnknownOutcome,
+)
+from tunedrop.runs import Run, RunRequest
+from tunedrop.settings import UploadSettings
+from tunedrop.steps import Done
+from tunedrop.upload import upload_dataset
+
+from tests.local.provider_support import chats
+from tests.unit.fakes import Broken
+
+KEY = "shop/orders.jsonl"
+MODEL = "gpt-4.1-mini-2025-04-14"
+SETTINGS = UploadSettings(default_model=MODEL, max_cost_usd=0)
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.fixture
+def drop(bucket, ledger):
+    """Drops a dataset and begins its run."""
+    numbers = iter("0123456789abcdef")
+
+    def drop(content=None, key=KEY):
+        etag = bucket.put(key, chats() if content is None else content)
+        return ledger.begin(Run.of(RunRequest(next(numbers) * 32, "datasets", key, etag, len(bucket.objects[key]))))
+
+    return drop
+
+
+@pytest.fixture
+def upload(bucket, provider, ledger):
+    """Takes the step, as the state machine does: with the run as the ledger holds it."""
+
+    def upload(run, settings=SETTINGS, **others):
+        parts = {"bucket": bucket, "provider": provider, "ledger": ledger} | others
+        return upload_dataset(ledger.get(run.run_id), settings, **parts)
+
+    return upload
+
+
+def specify(bucket, key="shop/orders.job.json", **specification):
+    bucket.put(key, json.dumps(specification).encode())
+
+
+def uploads(provider, run):
+    return provider.files_named(f"{run.run_id}.jsonl")
+
+
+def test_a_dataset_is_uploaded_under_the_runs_id(drop, upload, provider, ledger):
+    run = drop()
+    assert upload(run) == Done("waiting")
+    [file] = uploads(provider, run)
+    assert provider.contents[file.id] == chats()
+    assert (ledger.get(run.run_id).state, ledger.get(run.run_id).file_id) == ("waiting", file.id)
+
+
+def test_the_run_tells_what_was_found_out(drop, upload, bucket, ledger):
+    run = drop()
+    upload(run)
+    known = ledger.get(run.run_id)
+    assert (known.provider, known.model, known.method, known.examples) == ("openai", MODEL, "supervised", 12)
+    assert known.tokens > 0
+    assert known.estimated_cost_usd > 0
+    assert known.result_keys == (f"results/{run.run_id}/report.json",)
+
+
+def test_the_report_is_left_in_the_bucket(drop, upload, bucket):
+    run = drop()
+    upload(run)
+    report = json.loads(bucket.objects[f"results/{run.run_id}/report.json"])
+    assert (report["valid"], report["examples"]) == (True, 12)
+
+
+def test_the_job_is_planned_in_the_words_of_the_api(drop, upload, bucket, provider, ledger):
+    specify(bucket, model="gpt-4.1-nano-2025-04-14", suffix="orders", seed=7, metadata={"team": "shop"})
+    run = drop()
+    upload(run)
+    assert ledger.planned(run.run_id) == {
+        "model": "gpt-4.1-nano-2025-04-14",
+        "suffix": "orders",
+        "seed": 7,
+        "metadata": {"team": "shop", "run_id": run.run_id},
+        "training_file": uploads(provider, run)[0].id,
+    }
+
+
+def test_a_step_that_is_done_is_not_done_again(drop, upload, provider):
+    run = drop()
+    upload(run)
+    assert upload(run, bucket=None) == Done("waiting")
+    assert len(uploads(provider, run)) == 1
+
+
+def test_a_byte_order_mark_is_not_uploaded(drop, upload, provider):
+    run = drop(MARK + chats())
+    upload(run)
+    [file] = uploads(provider, run)
+    assert (provider.contents[file.id], file.size) == (chats(), len(chats()))
+
+
+# A validation set
+
+
+def test_a_validation_set_is_uploaded_with_its_dataset(drop, upload, bucket, provider, ledger):
+    bucket.put("shop/orders.validation.jsonl", MARK + chats(40)[len(chats(30)) :])
+    run = drop()
+    upload(run)
+    [file] = provider.files_named(f"{run.run_id}.validation.jsonl")
+    assert provider.contents[file.id] == chats(40)[len(chats(30)) :]
+    assert ledger.get(run.run_id).validation_file_id == file.id
+    assert ledger.planned(run.run_id)["validation_file"] == file.id
+
+
+def test_a_broken_validation_set_rejects_the_run(drop, upload, bucket, provider):
+    bucket.put("shop/orders.validation.jsonl", chats(2) + b"{\n")
+    run = drop()
+    with pytest.raises(Rejected, match="line 3 of the validation set"):
+        upload(run)
+    assert uploads(provider, run) == []
+
+
+def test_a_validation_set_that_changes_meanwhile_is_checked_again(drop, upload, bucket):
+    bucket.put("shop/orders.validation.jsonl", chats(40)[len(chats(30)) :])
+    # The job specification is looked for, then the dataset, then the validation set, and that again.
+    with pytest.raises(Transient, match="validation set changed"):
+        upload(drop(), bucket=Broken(bucket, "open", Superseded("c", "m"), skip=3))
+
+
+# What is not uploaded
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"", "the file"),
+        (chats(9), "the file"),
+        (chats() + b"{\n", "line 13"),
+        (chats() + b"\xff\n", "line 13"),
+        (chats() + b'{"messages": []}\n', "line 13, messages"),
+        (b"PK\x03\x04 a zip", "the file"),
+    ],
+)
+def test_a_broken_dataset_is_rejected_says_where_and_leaves_its_report(
+    drop, upload, bucket, provider, ledger, content, place
+):
+    run = drop(content)
+    with pytest.raises(Rejected) as caught:
+        upload(run)
+    assert caught.value.message.startswith(f"{place}")
+    assert f"results/{run.run_id}/report.json" in caught.value.message
+    assert json.loads(bucket.objects[f"results/{run.run_id}/report.json"])["errors"][0]["code"] == caught.value.code
+    assert ledger.get(run.run_id).result_keys == (f"results/{run.run_id}/report.json",)
+    assert uploads(provider, run) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [(1, "more error"), (2, "There is 1 more error. All"), (1200, "There are 1,199 more errors. All")],
+)
+def test_a_rejection_counts_the_errors_and_quotes_nothing(drop, upload, broken, said):
+    with pytest.raises(Rejected) as caught:
+        upload(drop(chats() + b"{secret words\n" * broken))
+    assert caught.value.message.count(said) == (broken > 1)
+    assert "secret words" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "specification", [b"", b"{", b"[]", b'{"modle": "x"}', b'{"seed": "x"}', b'{"provider": "other"}', b" " * (2 << 20)]
+)
+def test_an_invalid_job_specification_rejects_the_run(drop, upload, bucket, provider, specification):
+    bucket.put("shop/orders.job.json", specification)
+    run = drop()
+    with pytest.raises(Rejected, match=r"^the job specification"):
+        upload(run)
+    assert uploads(provider, run) == []
+
+
+def test_another_datasets_specification_is_not_read(drop, upload, bucket):
+    bucket.put("shop/other.job.json", b"{")
+    bucket.put("orders.job.json", b"{")
+    assert upload(drop()) == Done("waiting")
+
+
+def test_a_dataset_that_is_gone_is_missing(drop, upload, bucket):
+    run = drop()
+    bucket.delete(KEY)
+    with pytest.raises(Missing):
+        upload(run)
+
+
+def test_a_dataset_that_was_overwritten_is_superseded(drop, upload, bucket, provider):
+    run = drop()
+    bucket.put(KEY, chats(20))
+    with pytest.raises(Superseded):
+        upload(run)
+    assert provider.contents == {}
+
+
+def test_a_dataset_that_is_overwritten_between_check_and_upload_is_superseded(drop, upload, bucket, provider):
+    bucket.put("shop/orders.job.json", b'{"refuse_sensitive": true}')  # or it would be read but once
+    with pytest.raises(Superseded):
+        upload(drop(), bucket=Broken(bucket, "open", Superseded("c", "m"), skip=3))
+    assert provider.contents == {}
+
+
+# Budget
+
+
+@pytest.mark.parametrize(
+    ("own", "stacks"), [(0.000001, 0), (None, 0.000001), (100, 0.000001), (0.000001, 100)], ids=str
+)
+def test_a_run_over_the_smaller_limit_is_not_uploaded(drop, upload, bucket, provider, own, stacks):
+    if own is not None:
+        specify(bucket, max_cost_usd=own)
+    run = drop()
+    with pytest.raises(OverBudget, match="USD"):
+        upload(run, UploadSettings(default_model=MODEL, max_cost_usd=stacks))
+    assert uploads(provider, run) == []
+
+
+def test_a_run_within_its_limits_is_uploaded(drop, upload, bucket):
+    specify(bucket, max_cost_usd=100)
+    assert upload(drop(), UploadSettings(default_model=MODEL, max_cost_usd=50)) == Done("waiting")
+
+
+# Duplicates
+
+
+def test_the_same_dataset_dropped_again_is_a_duplicate_of_the_first_run(drop, upload, provider):
+    first, second = drop(), drop()
+    upload(first)
+    with pytest.raises(Duplicate, match=first.run_id):
+        upload(second)
+    assert uploads(provider, second) == []
+
+
+def test_a_rejected_run_claims_nothing(drop, upload, bucket):
+    specify(bucket, max_cost_usd=0.000001)
+    with pytest.raises(OverBudget):
+        upload(drop())
+    bucket.delete("shop/orders.job.json")
+    assert upload(drop()) == Done("waiting")
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled", "timed_out"])
+def test_after_a_run_that_did_not_succeed_its_dataset_may_be_dropped_again(drop, upload, ledger, state):
+    first, second = drop(), drop()
+    upload(first)
+    ledger.finish(first.run_id, state, None)
+    assert upload(second) == Done("waiting")
+
+
+def test_with_force_the_same_dataset_is_trained_again(drop, upload, bucket):
+    upload(drop())
+    specify(bucket, force=True)
+    assert upload(drop()) == Done("waiting")
+
+
+@pytest.mark.parametrize("change", [{"model": "gpt-4.1-nano-2025-04-14"}, {"suffix": "x"}, {"seed": 1}], ids=str)
+def test_another_specification_makes_no_duplicate(drop, upload, bucket, change):
+    upload(drop())
+    specify(bucket, **change)
+    assert upload(drop()) == Done("waiting")
+
+
+def test_another_validation_set_makes_no_duplicate(drop, upload, bucket):
+    upload(drop())
+    bucket.put("shop/orders.validation.jsonl", chats(40)[len(chats(30)) :])
+    assert upload(drop()) == Done("waiting")
+
+
+def test_the_same_content_under_another_key_is_a_duplicate(drop, upload):
+    upload(drop())
+    with pytest.raises(Duplicate):
+        upload(drop(key="elsewhere/copy.jsonl"))
+
+
+# Trouble on the way
+
+
+def test_a_file_whose_upload_was_not_answered_is_adopted(drop, upload, provider, ledger):
+    run = drop()
+    with pytest.raises(UnknownOutcome):
+        upload(run, provider=Broken(provider, "upload", UnknownOutcome("reset"), after=True))
+    assert upload(run) == Done("waiting")
+    [file] = uploads(provider, run)
+    assert ledger.get(run.run_id).file_id == file.id
+
+
+def test_a_file_that_was_not_recorded_is_adopted(drop, upload, provider, ledger):
+    run = drop()
+    with pytest.raises(Transient):
+        upload(run, ledger=Broken(ledger, "plan", Transient("away")))
+    upload(run)
+    assert len(uploads(provider, run)) == 1
+
+
+def test_of_two_files_the_oldest_is_kept_and_the_other_deleted(drop, upload, provider, ledger, clock):
+    run = drop()
+    first = provider.upload(f"{run.run_id}.jsonl", [chats()], len(chats()))
+    clock.advance(1)
+    provider.upload(f"{run.run_id}.jsonl", [chats()], len(chats()))
+    upload(run)
+    assert uploads(provider, run) == [first]
+    assert ledger.get(run.run_id).file_id == first.id
+
+
+def test_half_a_file_of_that_name_is_not_adopted(drop, upload, provider, ledger):
+    run = drop()
+    half = provider.upload(f"{run.run_id}.jsonl", [chats()[:50]], 50)
+    upload(run)
+    assert ledger.get(run.run_id).file_id != half.id
+
+
+@pytest.mark.parametrize("error", [Transient("x"), Throttled("x", 5), Unauthorised("x")], ids=repr)
+@pytest.mark.parametrize(
+    ("what", "method"), [("bucket", "open"), ("bucket", "write"), ("provider", "files_named"), ("provider", "upload")]
+)
+def test_trouble_that_passes_leaves_nothing_behind_that_the_next_attempt_stumbles_over(
+    drop, upload, bucket, provider, ledger, what, method, error
+):
+    run = drop()
+    whole = {"bucket": bucket, "provider": provider}[what]
+    with pytest.raises(type(error)):
+        upload(run, **{what: Broken(whole, method, error)})
+    assert upload(run) == Done("waiting")
+    assert len(uploads(provider, run)) == 1
