@@ -178,12 +178,12 @@ def both(*thens: Callable[[World, Any], None]) -> Callable[[World, Any], None]:
     return then
 
 
-def told(kind: str, **data: Any) -> Callable[[World, Any], None]:
+def told(kind: str, message_id: str = f"msg_{RUN}", **data: Any) -> Callable[[World, Any], None]:
     """The receiver has accepted one signed message of this type; nobody is told twice."""
 
     def then(world: World, event: Any) -> None:
         messages = [(received["id"], received["message"]) for received in world.receiver.received]
-        assert messages == [(f"msg_{RUN}", {"type": kind, "timestamp": Saying("T"), "data": Holding(data)})]
+        assert messages == [(message_id, {"type": kind, "timestamp": Saying("T"), "data": Holding(data)})]
 
     return then
 
@@ -328,7 +328,7 @@ CASES = {
         then=in_the_ledger(state="failed", file_id=None),
     ),
     "collect.after_cancellation": Case(
-        final("cancelled"),
+        final("cancelled", error("job_cancelled", "at the fine-tuning service"), cause="by somebody"),
         given=ended("cancelled"),
         then=both(job_cancelled, reported("report.json", "job.json", "events.jsonl")),
     ),
@@ -347,6 +347,11 @@ CASES = {
     ),
     "notify.known_alone": Case(
         DELIVERED, given=in_the_queue, then=told("run.succeeded", error=error("results_not_collected", "ready"))
+    ),
+    "notify.delayed": Case(
+        DELIVERED,
+        given=in_the_queue,
+        then=told("run.delayed", message_id=f"msg_{RUN}_delayed", state="training", finished_at=None),
     ),
     "notify.again": Case(
         {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]},

@@ -18,7 +18,7 @@ from tunedrop.ledger import Ledger
 from tunedrop.metrics import training_loss
 from tunedrop.provider import Provider, ProviderJob
 from tunedrop.runs import FINAL, Failure, Run, results_key
-from tunedrop.texts import subject_of, text_of
+from tunedrop.texts import message_of, subject_of
 
 ENDED = ("succeeded", "failed", "cancelled")
 METRICS = "metrics.csv"
@@ -75,12 +75,11 @@ def collect_results(
     """
     if not run.is_final:
         run = _end(run, outcome, provider, bucket, ledger)
-    text = text_of(run)
     return {
         "run": run.document(),
         "subject": subject_of(run),
         "cause": run.error.message if run.error else run.state,
-        "message": {"default": json.dumps(run.document()), "email": text},
+        "message": message_of(run),
     }
 
 
