@@ -311,7 +311,7 @@ CASES = {
     "collect.after_success": Case(
         final("succeeded", fine_tuned_model=ANY_MODEL, trained_tokens=Within(1, 1e9)),
         given=ended("succeeded"),
-        then=reported("report.json", "job.json", "events.jsonl", "metrics.csv"),
+        then=reported("report.json", "job.json", "events.jsonl", "metrics.csv", "checkpoints.json"),
     ),
     "collect.after_rejection": Case(
         final("rejected", error("example_missing_assistant_message", "line 14"), cause="line 14", job_id=None),

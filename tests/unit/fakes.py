@@ -177,6 +177,9 @@ class MemoryBucket:
     def write(self, key, body, content_type):
         self.objects[key] = body
 
+    def write_stream(self, key, chunks, content_type):
+        self.objects[key] = b"".join(chunks)
+
 
 class MemoryProvider:
     """A fine-tuning service whose jobs change when a test says so, and are listed ``lag`` seconds late."""
@@ -189,6 +192,8 @@ class MemoryProvider:
         self.contents = {}
         self.jobs = {}
         self.requests = []
+        self.left = {}  # the checkpoints of each job
+        self.asked = []
         self._files = {}
         self._numbers = itertools.count(1)
 
@@ -248,5 +253,16 @@ class MemoryProvider:
     def events(self, job_id):
         return [{"message": f"Created fine-tuning job: {job_id}"}]
 
+    def checkpoints(self, job_id):
+        return self.left.get(job_id, [])
+
     def content(self, file_id):
         return self.contents[file_id]
+
+    def chunks(self, file_id):
+        content = self.contents[file_id]
+        return (content[at : at + 7] for at in range(0, len(content), 7))
+
+    def ask(self, model, prompt, max_tokens):
+        self.asked.append((model, prompt, max_tokens))
+        return f"{model} was asked: {prompt}"

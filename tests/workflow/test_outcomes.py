@@ -43,7 +43,7 @@ def test_a_dataset_with_its_validation_set_and_specification_becomes_a_model(sta
 
     results = f"results/{run_id}"
     assert set(ended.run["result_keys"]) == {
-        f"{results}/{name}" for name in ("report.json", "job.json", "events.jsonl", "metrics.csv")
+        f"{results}/{name}" for name in ("report.json", "job.json", "events.jsonl", "metrics.csv", "checkpoints.json")
     }
     assert json.loads(stack.get(f"{results}/report.json"))["valid"] is True
     assert json.loads(stack.get(f"{results}/job.json"))["fine_tuned_model"] == ended.run["fine_tuned_model"]
@@ -69,6 +69,38 @@ def test_the_bytes_that_are_trained_on_are_those_that_were_dropped(stack, key, d
 
     assert ended.state == "succeeded"
     assert ended.files[0]["bytes"] == len(body)  # without the byte order mark
+
+
+def test_an_adapter_and_the_answers_of_a_smoke_test_are_brought_home(stack, key, dataset):
+    prompt = "What becomes of a pear in winter?"
+    stack.put(key.replace(".jsonl", ".job.json"), json.dumps({"smoke_test": prompt}).encode())
+    stack.provider("PATCH", "/manners", {"adapter_files": True})
+    try:
+        ended = stack.ended(stack.drop(key, dataset()))
+    finally:
+        stack.provider("PATCH", "/manners", {"adapter_files": False})
+
+    assert ended.state == "succeeded"
+    run_id = ended.run["run_id"]
+    folder = f"adapters/{run_id}"
+    assert set(ended.run["result_keys"]) > {f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"}
+    weights = stack.get(f"{folder}/adapter_model.safetensors")
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    (last, *_) = json.loads(stack.get(f"results/{run_id}/checkpoints.json"))[::-1]
+    assert header["__metadata__"]["step"] == str(last["step_number"])
+    assert last["fine_tuned_model_checkpoint"] == ended.run["fine_tuned_model"]
+
+    asked = json.loads(stack.get(f"results/{run_id}/report.json"))["smoke_test"]
+    assert asked["prompt"] == prompt
+    assert asked["tuned"]["model"] == ended.run["fine_tuned_model"]
+    assert asked["base"]["model"] == ended.run["model"]
+    assert all(asked[model]["answer"].endswith(prompt) for model in ("tuned", "base"))
+    assert "pear" not in json.dumps(
+        [ended.notification, stack.history(run_id), stack.ledger._item(run_id)], default=str
+    )
+
+    told = stack.delivery(f"{folder}/adapter_model.safetensors", 0)
+    assert told["answer"]["accepted"] == [], "an adapter's arrival starts no run"
 
 
 # Rejected

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus
 
-from tunedrop.runs import RunRequest, run_id_of
+from tunedrop.runs import ADAPTERS, RunRequest, run_id_of
 
 DATASET = ".jsonl"
 VALIDATION = ".validation.jsonl"
@@ -52,6 +52,8 @@ class ObjectEvent:
             return "no object was created"
         if self.key.startswith(RESULTS):
             return "a result of Tunedrop's own"
+        if self.key.startswith(ADAPTERS):
+            return "an adapter's file; nothing is trained on it"
         if self.key.endswith(VALIDATION):
             return "a validation set; it is read with its dataset"
         if self.key.endswith(SPECIFICATION):

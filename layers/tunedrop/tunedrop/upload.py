@@ -22,6 +22,7 @@ from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, preflight
 from tunedrop.provider import Provider, ProviderFile
 from tunedrop.runs import Run, results_key
 from tunedrop.settings import UploadSettings
+from tunedrop.smoke_test import with_wish
 from tunedrop.steps import Done
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -46,7 +47,8 @@ def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provid
     ledger.update(run.run_id, state="uploading")
     found = _preflight(run, settings, bucket, provider)
     report, specification = found.report, found.specification
-    bucket.write(results_key(run.run_id, "report.json"), report.to_json().encode(), "application/json")
+    text = with_wish(report.to_json(), specification.smoke_test)
+    bucket.write(results_key(run.run_id, "report.json"), text.encode(), "application/json")
     parameters = _parameters(run, specification, found.model, provider)
     run = ledger.update(
         run.run_id,
