@@ -75,6 +75,8 @@ class MemoryLedger:
         self._delivered = {}
         self._jobs = {}
         self._called_back = set()
+        self._objects = {}
+        self._withdrawn = set()
         self.tokens = {}
 
     def begin(self, run):
@@ -141,6 +143,21 @@ class MemoryLedger:
         self.get(run_id)
         self._called_back.discard(run_id)
         self.tokens.pop(run_id, None)
+
+    def hold(self, run_id, bucket, key):
+        self._objects[bucket, key] = run_id
+
+    def withdraw(self, bucket, key, at):
+        run = self._runs.get(self._objects.get((bucket, key)))
+        if run is None or run.is_final or at <= clock.seconds(run.created_at):
+            return None
+        self._withdrawn.add(run.run_id)
+        self._called_back.add(run.run_id)
+        return run.run_id, self.tokens.get(run.run_id)
+
+    def withdrawn(self, run_id):
+        self.get(run_id)
+        return run_id in self._withdrawn
 
     def delivered(self, run_id):
         self.get(run_id)

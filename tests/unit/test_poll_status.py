@@ -80,6 +80,40 @@ def test_a_state_that_cannot_be_read_says_nothing_about_the_job(run, provider, l
     assert ledger.get(run.run_id).state == "training"
 
 
+# A dataset that was deleted meanwhile
+
+
+@pytest.fixture
+def withdrawn(run, ledger, clock):
+    ledger.hold(run.run_id, run.bucket, run.key)
+    ledger.withdraw(run.bucket, run.key, clock.at + 1)
+    return run
+
+
+@pytest.mark.parametrize("status", [*UNDER_WAY, "hibernating", "cancelled"])
+def test_the_job_of_a_dataset_that_was_deleted_is_cancelled(withdrawn, provider, ledger, status):
+    with pytest.raises(Cancelled, match="its dataset was deleted") as caught:
+        poll(withdrawn, provider, ledger, status=status)
+    assert (caught.value.state, caught.value.code) == ("cancelled", "dataset_deleted")
+    assert provider.job(withdrawn.job_id).status == "cancelled"
+
+
+def test_a_job_that_succeeded_before_its_dataset_was_deleted_is_a_success(withdrawn, provider, ledger):
+    assert poll(withdrawn, provider, ledger, status="succeeded", fine_tuned_model="ft:x") == Done("succeeded", "ft:x")
+
+
+def test_a_job_that_could_not_be_cancelled_is_cancelled_by_the_next_attempt(withdrawn, provider, ledger):
+    with pytest.raises(Transient):
+        poll(withdrawn, Broken(provider, "cancel_job", Transient("500")), ledger, status="running")
+    with pytest.raises(Cancelled):
+        poll(withdrawn, provider, ledger)
+
+
+def test_a_service_that_takes_its_time_to_cancel_is_waited_for(withdrawn, provider, ledger, monkeypatch):
+    monkeypatch.setattr(provider, "cancel_job", provider.job)
+    assert isinstance(poll(withdrawn, provider, ledger, status="running"), Wait)
+
+
 # Long in the queue
 
 

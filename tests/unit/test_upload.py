@@ -83,6 +83,20 @@ def test_the_report_is_left_in_the_bucket(drop, upload, bucket):
     assert (report["valid"], report["examples"]) == (True, 12)
 
 
+def test_the_run_can_be_found_by_its_object(drop, upload, ledger, clock):
+    run = drop()
+    upload(run)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (run.run_id, None)
+
+
+def test_a_duplicate_does_not_take_the_object_from_the_run_that_trains_on_it(drop, upload, ledger, clock):
+    first, second = drop(), drop()
+    upload(first)
+    with pytest.raises(Duplicate):
+        upload(second)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (first.run_id, None)
+
+
 @pytest.mark.parametrize(("wish", "prompt"), [(True, DEFAULT_PROMPT), ("What does ü cost?", "What does ü cost?")])
 def test_the_wish_for_a_smoke_test_is_kept_in_the_report_alone(drop, upload, bucket, ledger, wish, prompt):
     specify(bucket, smoke_test=wish)

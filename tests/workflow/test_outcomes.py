@@ -219,6 +219,52 @@ def test_a_paused_job_is_waited_for(stack, key, dataset):
 
 
 @pytest.fixture(scope="module")
+def attentive():
+    """A stack that cancels the runs of deleted datasets, and whose day is four seconds long."""
+    attentive = RunningStack("--set", "OnDeletion=cancel", "--set", "CallbackHeartbeatMinutes=0", time_scale=20_000)
+    yield attentive
+    attentive.assert_settled()
+    attentive.close()
+
+
+def test_a_dataset_that_is_deleted_while_its_job_is_under_way_cancels_it(attentive, key, dataset):
+    attentive.next_job("stuck")
+    run_id = attentive.drop(key, dataset())
+    attentive.reaches(run_id, "training")
+    attentive.s3.delete_object(Bucket=attentive.bucket, Key=key)
+
+    ended = attentive.ended(run_id)
+    assert (ended.state, ended.code) == ("cancelled", "dataset_deleted")
+    assert ended.jobs[0]["status"] == "cancelled", "nothing may be left running"
+    told = attentive.delivery(key, 1)["answer"]
+    assert told["cancelling"] == [{"key": key, "run_id": run_id}]
+
+
+def test_a_job_long_in_the_queue_is_told_of_once_and_waited_for(attentive, key, dataset):
+    attentive.next_job("stuck", after_seconds=1)
+    run_id = attentive.drop(key, dataset())
+    (notice,) = until(lambda: attentive.notices(run_id), bool)
+    polls = attentive.states(run_id).count("Poll status")
+    until(lambda: attentive.states(run_id).count("Poll status"), lambda found: found > polls + 3)
+
+    assert (notice["id"], notice["message"]["type"]) == (f"msg_{run_id}_delayed", "run.delayed")
+    assert notice["message"]["data"]["state"] == "training"
+    assert attentive.execution(run_id)["status"] == "RUNNING"
+    attentive.provider_job(attentive.run(run_id)["job_id"], "cancel")
+    assert attentive.ended(run_id).code == "job_cancelled"
+    assert attentive.notices(run_id) == [notice]
+    assert attentive.states(run_id).count("Publish notice") == 1
+
+
+def test_a_dataset_that_is_deleted_is_trained_on_all_the_same_where_nobody_wants_it_otherwise(stack, key, dataset):
+    run_id = stack.drop(key, dataset())
+    stack.reaches(run_id, "training")
+    stack.s3.delete_object(Bucket=stack.bucket, Key=key)
+
+    assert stack.ended(run_id).state == "succeeded"
+
+
+@pytest.fixture(scope="module")
 def impatient():
     """A stack whose runs have an hour, which is two and a half seconds."""
     impatient = RunningStack("--set", "RunDeadlineHours=1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from tunedrop.clock import now
+from tunedrop.deletion import dataset_deleted
 from tunedrop.errors import Cancelled, Denied
 from tunedrop.ledger import Ledger
 from tunedrop.provider import Provider, ProviderJob
@@ -19,6 +20,7 @@ LONGEST_PAUSE_SECONDS = 900
 
 QUEUED = ("validating_files", "queued", "pending")
 UNDER_WAY = (*QUEUED, "running", "paused")
+ENDED = ("succeeded", "failed", "cancelled")
 LONG_IN_THE_QUEUE_SECONDS = 86_400
 SAID_AGAIN_SECONDS = 300
 """A notice that a step has noted and then died with is said again within that time, and never after it."""
@@ -33,12 +35,15 @@ def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger:
 
     Raises:
         Denied: the job failed; the service's own code and sentence are in it.
-        Cancelled: somebody cancelled it at the service.
+        Cancelled: somebody cancelled it at the service, or its dataset was deleted, which cancels it.
         Transient, Throttled, Unauthorised: its state could not be read, which says nothing about the job.
     """
     assert run.job_id is not None, "the creation step records the job before it lets the run go on"  # noqa: S101
     ledger.listen(run.run_id)  # before the look: what calls back after it is not to be missed
+    withdrawn = ledger.withdrawn(run.run_id)
     job = provider.job(run.job_id)
+    if withdrawn and job.status not in ENDED:
+        job = provider.cancel_job(job.id)
     if job.status == "succeeded" and job.fine_tuned_model:
         ledger.update(run.run_id, fine_tuned_model=job.fine_tuned_model, trained_tokens=job.trained_tokens)
         return Done("succeeded", job.fine_tuned_model)
@@ -47,6 +52,8 @@ def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger:
             job.error_code or "job_failed",
             job.error_message or "the fine-tuning service failed the job and gave no reason",
         )
+    if job.status == "cancelled" and withdrawn:
+        raise dataset_deleted()
     if job.status == "cancelled":
         raise Cancelled(
             "job_cancelled",

@@ -64,6 +64,9 @@ def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provid
     if not specification.force:
         _claim(run, report, found.validation_etag, parameters, ledger)
 
+    ledger.hold(
+        run.run_id, run.bucket, run.key
+    )  # before the last look at the object: a deletion meets one or the other
     file = _upload(run.key, run.etag, f"{run.run_id}.jsonl", bucket, provider)
     fields: dict[str, Any] = {"file_id": file.id}
     if found.validation_etag:
