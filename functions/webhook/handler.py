@@ -28,9 +28,10 @@ def parts() -> dict[str, Any]:
         "executions": StepFunctionsExecutions(stepfunctions, settings.state_machine_arn),
     }
     if settings.on_deletion == "cancel":
-        from tunedrop import ledger  # starting takes longer with it: only where deletions matter
+        from tunedrop.ledger import DynamoLedger  # starting takes longer with it: only where deletions matter
 
-        found["deletions"] = Deletions(ledger.connect(os.environ), StepFunctionsWaker(stepfunctions))
+        ledger = DynamoLedger(boto3.client("dynamodb"), settings.ledger_table)
+        found["deletions"] = Deletions(ledger, StepFunctionsWaker(stepfunctions))
     return found
 
 

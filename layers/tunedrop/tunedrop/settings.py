@@ -21,6 +21,7 @@ class WebhookSettings:
     bucket_name: str
     webhook_secret_arn: str
     state_machine_arn: str
+    ledger_table: str
     on_deletion: str
 
 
