@@ -141,8 +141,14 @@ def streaming(moto: WsgiApp, content: Content) -> WsgiApp:
     return serve
 
 
-def notifying(moto: WsgiApp, account: str, stored: Stored, tell: Callable[[dict[str, Any]], None]) -> WsgiApp:
-    """`moto`'s S3 as a bucket that tells of its events; `stored` knows an object's eTag and size."""
+def notifying(
+    moto: WsgiApp,
+    account: str,
+    stored: Stored,
+    tell: Callable[[dict[str, Any]], None],
+    clock: Callable[[], float] = time.time,
+) -> WsgiApp:
+    """`moto`'s S3 as a bucket that tells of its events; `stored` knows an object's eTag and size, `clock` the time."""
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         bucket, _, key = environ["PATH_INFO"].encode("latin-1").decode().lstrip("/").partition("/")
@@ -161,10 +167,11 @@ def notifying(moto: WsgiApp, account: str, stored: Stored, tell: Callable[[dict[
         body = b"".join(moto(environ, remember))
         if status.startswith("2") and b"<Error>" not in body[:300]:
             for name in deleted:
-                tell(_message(account, "DeleteObject", bucket, {"key": name}))
+                tell(_message(clock(), account, "DeleteObject", bucket, {"key": name}))
             if action and (found := stored(bucket, key)):
                 etag, size = found
-                tell(_message(account, action, bucket, {"key": key, "size": size, "eTag": etag}, _source(environ)))
+                stored_now = {"key": key, "size": size, "eTag": etag}
+                tell(_message(clock(), account, action, bucket, stored_now, _source(environ)))
         return [body]
 
     return serve
@@ -199,8 +206,8 @@ def _source(environ: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _message(
-    account: str, action: str, bucket: str, stored: dict[str, Any], source: dict[str, str] | None = None
+    now: float, account: str, action: str, bucket: str, stored: dict[str, Any], source: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     message = {"account": account, "action": action, "bucket": bucket, "object": stored, "eventTime": at}
     return message | ({"copySource": source} if source else {})

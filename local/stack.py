@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -153,7 +153,8 @@ class Stack:
 
         self.forwarder = Forwarder(api.url + WEBHOOK_PATH, webhook_secret)
         parts.callback(self.forwarder.close)
-        s3.start(_r2(self.forwarder))
+        # Runs are timed by the scaled clock: what happens to their datasets must be too.
+        s3.start(_r2(self.forwarder, lambda: started + (time.time() - started) * options.scale))
         bucket = deployment.parameters["BucketName"]
         deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
 
@@ -230,7 +231,7 @@ def _webhook_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 
 
-def _r2(forwarder: Forwarder) -> Any:
+def _r2(forwarder: Forwarder, clock: Callable[[], float]) -> Any:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from moto.s3.models import s3_backends
 
@@ -254,4 +255,4 @@ def _r2(forwarder: Forwarder) -> Any:
         return Object(etag, found.size, content_type, found.last_modified_RFC1123, read)
 
     moto = streaming(DomainDispatcherApplication(create_backend_app), content)
-    return notifying(moto, R2_ACCOUNT, stored, forwarder.tell)
+    return notifying(moto, R2_ACCOUNT, stored, forwarder.tell, clock)

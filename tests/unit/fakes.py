@@ -77,6 +77,8 @@ class MemoryLedger:
         self._notes = {}
         self._jobs = {}
         self._called_back = set()
+        self._objects = {}
+        self._withdrawn = set()
         self.tokens = {}
 
     def begin(self, run):
@@ -152,6 +154,21 @@ class MemoryLedger:
         self._called_back.discard(run_id)
         self.tokens.pop(run_id, None)
 
+    def hold(self, run_id, bucket, key):
+        self._objects[bucket, key] = run_id
+
+    def withdraw(self, bucket, key, at):
+        run = self._runs.get(self._objects.get((bucket, key)))
+        if run is None or run.is_final or at <= clock.seconds(run.created_at):
+            return None
+        self._withdrawn.add(run.run_id)
+        self._called_back.add(run.run_id)
+        return run.run_id, self.tokens.get(run.run_id)
+
+    def withdrawn(self, run_id):
+        self.get(run_id)
+        return run_id in self._withdrawn
+
     def delivered(self, run_id):
         self.get(run_id)
         return frozenset(self._delivered.get(run_id, ()))
@@ -187,6 +204,9 @@ class MemoryBucket:
     def write(self, key, body, content_type):
         self.objects[key] = body
 
+    def write_stream(self, key, chunks, content_type):
+        self.objects[key] = b"".join(chunks)
+
 
 class MemoryProvider:
     """A fine-tuning service whose jobs change when a test says so, and are listed ``lag`` seconds late."""
@@ -199,6 +219,8 @@ class MemoryProvider:
         self.contents = {}
         self.jobs = {}
         self.requests = []
+        self.left = {}  # the checkpoints of each job
+        self.asked = []
         self._files = {}
         self._numbers = itertools.count(1)
 
@@ -258,5 +280,16 @@ class MemoryProvider:
     def events(self, job_id):
         return [{"message": f"Created fine-tuning job: {job_id}"}]
 
+    def checkpoints(self, job_id):
+        return self.left.get(job_id, [])
+
     def content(self, file_id):
         return self.contents[file_id]
+
+    def chunks(self, file_id):
+        content = self.contents[file_id]
+        return (content[at : at + 7] for at in range(0, len(content), 7))
+
+    def ask(self, model, prompt, max_tokens):
+        self.asked.append((model, prompt, max_tokens))
+        return f"{model} was asked: {prompt}"

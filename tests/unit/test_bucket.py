@@ -7,7 +7,15 @@ import time
 import boto3
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError, ResponseStreamingError
-from tunedrop.bucket import CHUNK_BYTES, RANGE_BYTES, RANGES_AHEAD, READ_ATTEMPTS, S3Bucket, _Version
+from tunedrop.bucket import (
+    CHUNK_BYTES,
+    PART_BYTES,
+    RANGE_BYTES,
+    RANGES_AHEAD,
+    READ_ATTEMPTS,
+    S3Bucket,
+    _Version,
+)
 from tunedrop.errors import Denied, Missing, Superseded, Transient, Unauthorised
 
 from tests.local.provider_support import until
@@ -101,7 +109,69 @@ def test_writing_replaces(bucket):
     assert read(bucket.open("a")) == b"two"
 
 
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 5])
+def test_what_comes_in_chunks_is_written_whole(bucket, size):
+    body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+    bucket.write_stream("a", (body[at : at + 999_983] for at in range(0, size, 999_983)), "text/plain")
+    assert read(bucket.open("a")) == body
+
+
+@pytest.mark.parametrize("size", [1, PART_BYTES + 1])
+def test_chunks_that_break_off_leave_nothing(bucket, size):
+    def chunks():
+        yield b"x" * size
+        raise Transient("broke off")
+
+    with pytest.raises(Transient, match="broke off"):
+        bucket.write_stream("a", chunks(), "text/plain")
+    with pytest.raises(Missing):
+        bucket.open("a")
+
+
 # Of S3
+
+
+def unfinished(s3):
+    return s3._client.list_multipart_uploads(Bucket="datasets").get("Uploads", [])
+
+
+@pytest.mark.parametrize("operation", ["upload_part", "complete_multipart_upload"])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_a_part_that_is_not_taken_discards_the_others(s3, monkeypatch, operation, skip):
+    refused = answered("InternalError", 500)
+    with monkeypatch.context() as patch:
+        patch.setattr(s3, "_client", Broken(s3._client, operation, refused, times=9, skip=skip * (operation[0] == "u")))
+        with pytest.raises(Transient):
+            s3.write_stream("a", [bytes(PART_BYTES)] * 3, "text/plain")
+    assert unfinished(s3) == []
+    with pytest.raises(Missing):
+        s3.open("a")
+
+
+def test_a_store_that_takes_nothing_any_more_says_so_all_the_same(s3, monkeypatch):
+    with monkeypatch.context() as patch:
+        refused = Broken(s3._client, "upload_part", answered("InternalError", 500), times=9)
+        patch.setattr(s3, "_client", Broken(refused, "abort_multipart_upload", answered("SlowDown", 503), times=9))
+        with pytest.raises(Transient, match="500"):
+            s3.write_stream("a", [bytes(PART_BYTES)] * 2, "text/plain")
+
+
+def test_credentials_may_be_rotated_between_two_parts(s3, secret, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(secret, "_values", [keys(), keys("new")])
+        refused = Broken(s3._client, "upload_part", answered("ExpiredToken", 403), skip=1)
+        patch.setattr(s3, "_client", refused)
+        s3.write_stream("a", [bytes(PART_BYTES)] * 3, "text/plain")
+    assert s3.open("a").size == 3 * PART_BYTES
+
+
+def test_what_comes_in_chunks_has_its_content_type_and_parts_of_one_size(s3):
+    s3.write_stream("a", [b"x" * 5_000_000] * 5, "application/octet-stream")
+    first = s3._client.head_object(Bucket="datasets", Key="a", PartNumber=1)
+    assert first["ContentLength"] == PART_BYTES
+    head = s3._client.head_object(Bucket="datasets", Key="a")
+    assert head["ContentType"] == "application/octet-stream"
+    assert head["ETag"].endswith('-3"')
 
 
 def test_an_object_is_read_in_chunks(s3):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import boto3
 import botocore.session
@@ -17,7 +18,7 @@ from botocore.config import Config
 from botocore.credentials import CredentialProvider, CredentialResolver, DeferredRefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
-from tunedrop.errors import Denied, Missing, Superseded, Transient, Unauthorised
+from tunedrop.errors import Denied, Missing, Superseded, Transient, TunedropError, Unauthorised
 from tunedrop.secret_store import CACHE_SECONDS, Secret, StoredSecret
 from tunedrop.settings import StorageSettings, load
 
@@ -28,6 +29,7 @@ CHUNK_BYTES = 1 << 20
 RANGE_BYTES = 4 << 20
 RANGES_AHEAD = 3  # read at the same time; with the one that is handed out, 16 MiB at most are held
 READ_ATTEMPTS = 4  # at each range
+PART_BYTES = 8 << 20
 
 _GONE = ("404", "NoSuchKey", "NoSuchBucket")
 _CHANGED = ("412", "PreconditionFailed")
@@ -45,6 +47,11 @@ class StoredObject:
     chunks: Iterator[bytes]
 
 
+class _Place(TypedDict):
+    Bucket: str
+    Key: str
+
+
 class Bucket(Protocol):
     """The bucket that datasets are dropped into. Every method raises what :class:`S3Bucket`'s does."""
 
@@ -53,6 +60,9 @@ class Bucket(Protocol):
 
     def write(self, key: str, body: bytes, content_type: str) -> None:
         """Writes a whole object."""
+
+    def write_stream(self, key: str, chunks: Iterable[bytes], content_type: str) -> None:
+        """Writes an object as its chunks come; what the chunks raise leaves none behind."""
 
 
 class S3Bucket:
@@ -94,6 +104,43 @@ class S3Bucket:
             Transient: the store did not answer properly.
         """
         self._ask(lambda s3: s3.put_object(Bucket=self._name, Key=key, Body=body, ContentType=content_type), key)
+
+    def write_stream(self, key: str, chunks: Iterable[bytes], content_type: str) -> None:
+        """Writes an object of any size in parts of 8 MiB, of which it keeps one in memory.
+
+        It is there once it is whole: when the chunks raise, or a part is not taken, what was written is discarded.
+
+        Raises:
+            Missing, Unauthorised, Denied, Transient: as :meth:`write` does; besides, whatever the chunks raise.
+        """
+        parts = _parts(chunks)
+        first = next(parts, b"")
+        if len(first) < PART_BYTES:
+            self.write(key, first, content_type)
+            return
+        place: _Place = {"Bucket": self._name, "Key": key}
+        begun = self._ask(lambda s3: s3.create_multipart_upload(**place, ContentType=content_type), key)
+        upload_id = begun["UploadId"]
+        try:
+            taken = []
+            for number, part in enumerate(chain((first,), parts), 1):
+                tag = self._write_part(place, upload_id, number, part)
+                taken.append({"PartNumber": number, "ETag": tag})
+            whole: Any = {"Parts": taken}
+            self._ask(
+                lambda s3: s3.complete_multipart_upload(**place, UploadId=upload_id, MultipartUpload=whole),
+                key,
+            )
+        except BaseException:
+            with suppress(TunedropError):  # the store discards unfinished ones by itself in time
+                self._ask(lambda s3: s3.abort_multipart_upload(**place, UploadId=upload_id), key)
+            raise
+
+    def _write_part(self, place: _Place, upload_id: str, number: int, part: bytes) -> str:
+        taken = self._ask(
+            lambda s3: s3.upload_part(**place, UploadId=upload_id, PartNumber=number, Body=part), place["Key"]
+        )
+        return taken["ETag"]
 
     def _chunks(self, version: _Version, length: int, opening: Any) -> Iterator[bytes]:
         """The chunks of an object, of which ``opening`` is the body of the first ``length`` bytes."""
@@ -240,6 +287,18 @@ class _NoSuchRange(Exception):
 
 def _superseded(key: str) -> Superseded:
     return Superseded("object_changed", f"{key} was overwritten after this event; its newer version has its own run")
+
+
+def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks in parts of one size, as R2 wants them; only the last one is smaller."""
+    part = bytearray()
+    for chunk in chunks:
+        part += chunk
+        while len(part) >= PART_BYTES:
+            yield bytes(part[:PART_BYTES])
+            del part[:PART_BYTES]
+    if part:
+        yield bytes(part)
 
 
 def _translated(error: ClientError | BotoCoreError, key: str) -> Exception:

@@ -15,6 +15,9 @@ from tunedrop.dataset.strict_json import Malformed
 from tunedrop.dataset.strict_json import parse as parse_json
 from tunedrop.schema import Mismatch, mismatches
 
+# To train and then leave out what was asked for would be known only after it was paid.
+_NO_DEPLOYMENT = "Tunedrop does not deploy models yet; leave it out, and deploy the model once it is trained"
+
 #: Bytes that a job specification has at most.
 MAX_SIZE = 1 << 20
 
@@ -67,6 +70,8 @@ def parse(data: bytes, providers: Collection[str] | None = None) -> JobSpecifica
     if not findings and providers is not None and value.get("provider") not in (None, *providers):
         known = ", ".join(sorted(providers))
         findings.append(_finding("unknown_provider", "provider", f"no such provider here; known are {known}"))
+    if not findings and value.get("deploy"):
+        findings.append(_finding("unsupported", "deploy", _NO_DEPLOYMENT))
     if findings:
         return tuple(findings)
     given = {key: member for key, member in value.items() if member is not None and not key.startswith("$")}

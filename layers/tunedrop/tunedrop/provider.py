@@ -10,13 +10,17 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol, Self
 
+import httpx2
 import openai
 from openai.types import FileObject, Upload
+from openai.types.chat import ChatCompletion
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from openai.types.uploads import UploadPart
 
 from tunedrop.errors import Denied, Rejected, Throttled, Transient, TunedropError, Unauthorised, UnknownOutcome
@@ -27,6 +31,8 @@ from tunedrop.settings import ProviderSettings, load
 PURPOSE: Final = "fine-tune"
 PAGE = 100
 CALL_SECONDS = 60.0
+ANSWER_SECONDS = 30.0
+CHUNK_BYTES = 1 << 20
 UPLOAD_SECONDS = 300.0  # for one read or write, not for the whole transfer
 PART_SECONDS = 60.0  # likewise, of a part
 DEFAULT_PAUSE_SECONDS = 30.0
@@ -143,8 +149,17 @@ class Provider(Protocol):
     def events(self, job_id: str) -> list[dict[str, Any]]:
         """A job's events, oldest first."""
 
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """A job's checkpoints as the service tells them, oldest first."""
+
     def content(self, file_id: str) -> bytes:
         """A result file's content."""
+
+    def chunks(self, file_id: str) -> Iterator[bytes]:
+        """A result file's content as it is read; memory does not grow with it."""
+
+    def ask(self, model: str, prompt: str, max_tokens: int) -> str:
+        """A model's answer to a prompt."""
 
 
 class OpenAIProvider:
@@ -160,11 +175,8 @@ class OpenAIProvider:
         self._api_key = api_key
         # Made before the key is known, since making it takes time that initialisation has and a request has not.
         self._client = openai.OpenAI(api_key="not known yet", base_url=url, max_retries=0, timeout=CALL_SECONDS)
-        _ = (
-            self._client.files,
-            self._client.uploads,
-            self._client.fine_tuning.jobs,
-        )  # which the client imports at their first use
+        # The client imports these at their first use.
+        _ = self._client.files, self._client.uploads, self._client.fine_tuning.jobs.checkpoints
 
     def files_named(self, name: str) -> list[ProviderFile]:
         """See :class:`Provider`; no filter of the listing is trusted."""
@@ -277,6 +289,43 @@ class OpenAIProvider:
     def content(self, file_id: str) -> bytes:
         """See :class:`Provider`."""
         return self._read(lambda client: client.files.content(file_id).read())
+
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """See :class:`Provider`."""
+        newest_first = self._read(
+            lambda client: [
+                _expect(checkpoint, FineTuningJobCheckpoint).to_dict(mode="json")
+                for checkpoint in _pages(client.fine_tuning.jobs.checkpoints.list(job_id, limit=PAGE))
+            ]
+        )
+        return newest_first[::-1]
+
+    def chunks(self, file_id: str) -> Iterator[bytes]:
+        """See :class:`Provider`."""
+        with ExitStack() as opened:
+            answer = self._read(
+                lambda client: opened.enter_context(client.files.with_streaming_response.content(file_id))
+            )
+            rest = answer.iter_bytes(CHUNK_BYTES)
+            while (chunk := _translated(lambda: next(rest, None), "", creating=False)) is not None:
+                yield chunk
+
+    def ask(self, model: str, prompt: str, max_tokens: int) -> str:
+        """See :class:`Provider`."""
+
+        def complete(client: openai.OpenAI) -> str:
+            create = client.with_options(timeout=ANSWER_SECONDS).chat.completions.create
+            messages: list[Any] = [{"role": "user", "content": prompt}]
+            try:
+                answer = create(model=model, messages=messages, max_completion_tokens=max_tokens)
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                answer = create(model=model, messages=messages, max_tokens=max_tokens)  # its former name
+            choices = _expect(answer, ChatCompletion).choices
+            if not choices:
+                raise _UnreadableAnswer
+            return choices[0].message.content or ""
+
+        return self._read(complete)
 
     def _create[Created](self, call: Callable[[openai.OpenAI], Created], *, again: bool = True) -> Created:
         return self._authorised(call, creating=True, again=again)
@@ -406,6 +455,8 @@ def _translated[Answer](call: Callable[[], Answer], key: str, *, creating: bool)
         if isinstance(cause, TunedropError):
             raise cause from None
         raise unknown(f"the fine-tuning service did not answer ({type(error).__name__})") from error
+    except httpx2.HTTPError as error:  # in the middle of what is streamed
+        raise unknown(f"the fine-tuning service's answer broke off ({type(error).__name__})") from error
     except (openai.OpenAIError, _UnreadableAnswer, AttributeError, TypeError, ValueError) as error:
         # An HTML page, an empty or a cut body: the client lets each through in another way.
         raise unknown(f"the fine-tuning service answered something unreadable ({type(error).__name__})") from error

@@ -22,6 +22,7 @@ from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, preflight
 from tunedrop.provider import Provider
 from tunedrop.runs import Run, results_key
 from tunedrop.settings import UploadSettings
+from tunedrop.smoke_test import with_wish
 from tunedrop.steps import Done, Wait
 from tunedrop.transfer import Outgoing, OutOfTime
 
@@ -82,7 +83,8 @@ def _check_and_send(
         chunks = sending.through(training.chunks) if at_once else training.chunks
         found = _preflight(run, settings, bucket, provider, chunks, specification_text)
         report, specification = found.report, found.specification
-        bucket.write(results_key(run.run_id, "report.json"), report.to_json().encode(), "application/json")
+        text = with_wish(report.to_json(), specification.smoke_test)
+        bucket.write(results_key(run.run_id, "report.json"), text.encode(), "application/json")
         parameters = _parameters(run, specification, found.model, provider)
         run = ledger.update(
             run.run_id,
@@ -97,8 +99,10 @@ def _check_and_send(
         _judge(run, report)
         if not specification.force:
             _claim(run, report, found.validation_etag, parameters, ledger)
+        ledger.hold(run.run_id, run.bucket, run.key)
+        last_look = bucket.open(run.key, run.etag)  # after the note above: a deletion meets one or the other
         if not at_once:
-            _send(bucket.open(run.key, run.etag), sending)
+            _send(last_look, sending)
         file = sending.commit()
 
     fields: dict[str, Any] = {"file_id": file.id}
