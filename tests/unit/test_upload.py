@@ -179,9 +179,9 @@ def test_a_broken_validation_set_rejects_the_run(drop, upload, bucket, provider)
 
 def test_a_validation_set_that_changes_meanwhile_is_checked_again(drop, upload, bucket):
     bucket.put("shop/orders.validation.jsonl", chats(40)[len(chats(30)) :])
-    # The job specification is looked for, then the dataset, then the validation set, and that again.
+    # The job specification is looked for, then the dataset, the validation set, the dataset once more, and that again.
     with pytest.raises(Transient, match="validation set changed"):
-        upload(drop(), bucket=Broken(bucket, "open", Superseded("c", "m"), skip=3))
+        upload(drop(), bucket=Broken(bucket, "open", Superseded("c", "m"), skip=4))
 
 
 # What is not uploaded
@@ -257,7 +257,7 @@ def test_a_dataset_that_was_overwritten_is_superseded(drop, upload, bucket, prov
 def test_a_dataset_that_is_overwritten_between_check_and_upload_is_superseded(drop, upload, bucket, provider):
     bucket.put("shop/orders.job.json", b'{"refuse_sensitive": true}')  # or it would be read but once
     with pytest.raises(Superseded):
-        upload(drop(), bucket=Broken(bucket, "open", Superseded("c", "m"), skip=3))
+        upload(drop(), bucket=Broken(bucket, "open", Superseded("c", "m"), skip=4))
     assert provider.contents == {}
 
 
