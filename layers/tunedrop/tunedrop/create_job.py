@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tunedrop.clock import now
+from tunedrop.clock import now, seconds
 from tunedrop.deletion import dataset_deleted
 from tunedrop.errors import Denied, Rejected, Throttled, Unauthorised
 from tunedrop.ledger import Ledger
@@ -40,7 +40,7 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
         return Done("training")
     assert run.file_id is not None, "the upload step records the file before it lets the run go on"  # noqa: S101
     if not _processed(provider.file(run.file_id)):
-        return Wait(PROCESSING_PAUSE_SECONDS, run.state)
+        return Wait(max(PROCESSING_PAUSE_SECONDS, (now() - seconds(run.updated_at)) / 4), run.state)
 
     jobs = provider.jobs_on(run.file_id)
     if jobs:
