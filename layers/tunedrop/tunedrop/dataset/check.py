@@ -152,7 +152,7 @@ class DatasetCheck:
             if self._scan:
                 self._aside.run(self._scan.search, block, self._next_line)
             self.fingerprints.extend(self._judge.judge(block, self._next_line, self._offset))
-            self._next_line += len(block.lines)
+            self._next_line += len(block)
             if self._tally:
                 self._tally.advance(block.size)
         self._offset += block.size
