@@ -48,7 +48,7 @@ class Lines:
     def are_objects_apart(self) -> bool:
         """Whether ``}`` stands before and ``{`` behind each line end inside: then no JSON value reaches over one."""
         text = self.text
-        return all(text[end - 2 : end + 1] == b"}\n{" for end in self.ends[:-1])
+        return {text[end - 2 : end + 1] for end in self.ends[:-1]} <= {b"}\n{"}
 
 
 class LineSplitter:
