@@ -37,6 +37,7 @@ class Wanted:
     own_prices: PriceList | None = None
     count_tokens: bool = True
     scan: bool = True
+    sha256: bool = True
     threads: int = 1
     max_findings: int = 100
 
@@ -81,6 +82,7 @@ def preflight(
         epochs=parsed.epochs,
         scan=wanted.scan,
         refuse_sensitive=parsed.refuse_sensitive,
+        sha256=wanted.sha256,
         max_findings=wanted.max_findings,
     )
     for chunk in training:
