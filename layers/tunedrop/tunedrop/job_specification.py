@@ -22,22 +22,6 @@ _NO_DEPLOYMENT = "Tunedrop does not deploy models yet; leave it out, and deploy 
 MAX_SIZE = 1 << 20
 
 
-_OURS = frozenset(
-    (
-        "model",
-        "training_file",
-        "validation_file",
-        "method",
-        "hyperparameters",
-        "suffix",
-        "seed",
-        "metadata",
-        "integrations",
-    )
-)
-"""What a job is created with by us: the client would let ``extra_body`` win over it."""
-
-
 class JobSpecification(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asks for; None where the stack's parameters decide.
 
@@ -88,15 +72,6 @@ def parse(data: bytes, providers: Collection[str] | None = None) -> JobSpecifica
         findings.append(_finding("unknown_provider", "provider", f"no such provider here; known are {known}"))
     if not findings and value.get("deploy"):
         findings.append(_finding("unsupported", "deploy", _NO_DEPLOYMENT))
-    findings += [
-        _finding(
-            "invalid_value",
-            f"extra_body.{key}",
-            "it would go past what is checked and priced; say it outside of extra_body",
-        )
-        for key in _OURS & (value.get("extra_body") or {}).keys()
-        if not findings
-    ]
     if findings:
         return tuple(findings)
     given = {key: member for key, member in value.items() if member is not None and not key.startswith("$")}
