@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import date
+from importlib import import_module
 
 from tunedrop import job_specification, prices
 from tunedrop.dataset import PROFILES, DataProfile, DatasetCheck, Finding, Report, combine
@@ -53,7 +54,9 @@ class Preflight:
 
 
 def make_ready(model: str) -> None:
-    """Loads the vocabulary of ``model``, which takes half a second, before the first check needs it."""
+    """Loads what the first check would load: the search for sensitive content, and the vocabulary of ``model``, which
+    takes half a second."""
+    import_module("tunedrop.dataset.sensitive")  # which the command does without where nothing is searched
     Tokenizer(prices.look_up(model).encoding).count([""])
 
 
