@@ -22,7 +22,7 @@ def test_every_step_may_die_once_and_is_repeated(stack, key, dataset, death):
 
     assert ended.state == "succeeded"
     assert len(ended.jobs) == len(ended.files) == 1
-    assert len(ended.run["result_keys"]) == 4
+    assert len(ended.run["result_keys"]) == 5
     failures = [event for event in stack.history(run_id) if event["type"] == "LambdaFunctionFailed"]
     assert len(failures) == len(STEPS)
 

@@ -287,7 +287,7 @@ def test_a_run_over_its_deadline_is_timed_out_and_its_job_cancelled(impatient, k
     ended = impatient.ended(impatient.drop(key, dataset()))
 
     assert (ended.state, ended.code) == ("timed_out", "deadline")
-    assert "1 hours" in ended.message
+    assert "1 h that it may take" in ended.message
     assert ended.jobs[0]["status"] == "cancelled", "nothing may be left running"
 
 

@@ -56,7 +56,7 @@ def test_looks_that_go_wrong_are_repeated(stack, key, dataset, fault):
 
     assert (ended.state, ended.code) == SUCCEEDED
     assert len(ended.jobs) == len(ended.files) == 1
-    assert len(ended.run["result_keys"]) == 4
+    assert len(ended.run["result_keys"]) == 5
     stack.assert_no_fault_left()
 
 
@@ -151,7 +151,8 @@ def test_results_that_cannot_be_fetched_do_not_make_a_success_a_failure(stack, k
     ended = stack.ended(stack.drop(key, dataset()))
 
     assert ended.state == "succeeded"
-    assert {name.rsplit("/", 1)[1] for name in ended.run["result_keys"]} == {"report.json", "job.json"}
+    kept = {name.rsplit("/", 1)[1] for name in ended.run["result_keys"]}
+    assert kept == {"report.json", "job.json", "checkpoints.json"}
 
 
 def test_a_limit_on_jobs_under_way_is_waited_out(stack, key, dataset):

@@ -246,7 +246,8 @@ def _summary(run: Run, report: Report) -> str:
     if first.file == "validation":
         place = f"{place} of the validation set"
     # A key that no format knows is somebody's own word, and may be a line's whole content: the report alone has it.
-    path = f", {first.path}" if first.path and first.code != "unrecognized_key" else ""
+    private = first.code.endswith("unrecognized_key") and first.file != "job"
+    path = f", {first.path}" if first.path and not private else ""
     others = report.error_count - 1
     more = "" if not others else " There is 1 more error." if others == 1 else f" There are {others:,} more errors."
     return f"{place}{path}: {first.message}.{more} All of it is in {results_key(run.run_id, 'report.json')}."
