@@ -158,6 +158,8 @@ def test_a_poll_forgets_the_callbacks_before_it_looks(run, provider, ledger):
     ledger.join(f"openai/{run.job_id}", run.run_id)
 
     class CalledBackMeanwhile:
+        profile = provider.profile
+
         def job(self, job_id):
             ledger.call_back(f"openai/{job_id}")
             return provider.job(job_id)

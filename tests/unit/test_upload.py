@@ -18,7 +18,7 @@ from tunedrop.steps import Done
 from tunedrop.upload import upload_dataset
 
 from tests.local.provider_support import chats
-from tests.unit.fakes import Broken
+from tests.unit.fakes import Broken, MemoryRegistry
 
 KEY = "shop/orders.jsonl"
 MODEL = "gpt-4.1-mini-2025-04-14"
@@ -43,7 +43,8 @@ def upload(bucket, provider, ledger):
     """Takes the step, as the state machine does: with the run as the ledger holds it."""
 
     def upload(run, settings=SETTINGS, **others):
-        parts = {"bucket": bucket, "provider": provider, "ledger": ledger} | others
+        default = others.pop("provider", provider)
+        parts = {"bucket": bucket, "providers": MemoryRegistry(openai=default), "ledger": ledger} | others
         return upload_dataset(ledger.get(run.run_id), settings, **parts)
 
     return upload

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
-from tunedrop import for_people, prices
-from tunedrop.dataset import PROFILES, DatasetCheck, Finding, Report, combine
+from tunedrop import for_people, job_request, prices
+from tunedrop.dataset import DatasetCheck, Finding, Report, combine
 from tunedrop.dataset.check import MAX_LINE
 from tunedrop.dataset.mend import Mender
 from tunedrop.job_specification import JobSpecification, parse
+from tunedrop.providers import PROFILES, InvalidProviders, ProviderProfile, read_profiles
 from tunedrop.tokens import Tokenizer
 
 VALID, REJECTED, USAGE = 0, 1, 2
@@ -48,8 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--validation", type=Path, metavar="FILE", help="the validation file that belongs to FILE")
     check.add_argument("--job", type=Path, metavar="FILE", help="the job specification (NAME.job.json)")
     check.add_argument("--model", metavar="M", help="the model to train; wins over the job specification's")
+    check.add_argument("--provider", metavar="P", help=f"one of {', '.join(sorted(PROFILES))}, or of --providers")
     check.add_argument(
-        "--provider", choices=sorted(PROFILES), metavar="P", help=f"one of {', '.join(sorted(PROFILES))}"
+        "--providers", type=Path, metavar="FILE", help="providers of your own, as the stack's parameter Providers"
     )
     check.add_argument("--json", action="store_true", help="print one JSON object for each file")
     check.add_argument("--no-tokens", action="store_true", help="count no tokens, estimate no cost")
@@ -78,14 +80,18 @@ def _check_file(file: str, options: argparse.Namespace) -> int:
         raise UsageError("--validation and --fix belong to one file; give one")
     if options.fix and file == "-":
         raise UsageError("--fix reads the file twice; give a file, not standard input")
-    specification, errors = _specification(options)
+    profiles = _profiles(options)
+    specification, errors = _specification(options, profiles)
     provider = options.provider or specification.provider
+    profile = profiles[provider or "openai"]
     name = options.model or specification.model
     model = prices.look_up(name, _own_prices(options.prices)) if name else prices.TrainingModel(name="")
-    job_errors, job_warnings = _judge_model(model, provider)
+    job_errors, job_warnings = _judge_model(model, profile.like if provider else None)
+    unmet = job_request.unmet(specification, profile) if provider else ()
+    job_errors += [Finding("job", None, wish.code, wish.path, wish.message) for wish in unmet]
     check = DatasetCheck(
         method=specification.method_name,
-        profile=PROFILES[provider or "openai"],
+        profile=profile.data,
         tokens=None if options.no_tokens else Tokenizer(model.encoding, options.jobs),
         model=model,
         epochs=specification.epochs,
@@ -113,11 +119,23 @@ def _check_file(file: str, options: argparse.Namespace) -> int:
     return VALID if report.valid else REJECTED
 
 
-def _specification(options: argparse.Namespace) -> tuple[JobSpecification, tuple[Finding, ...]]:
+def _profiles(options: argparse.Namespace) -> Mapping[str, ProviderProfile]:
+    try:
+        profiles = read_profiles(options.providers.read_text() if options.providers else "")
+    except (InvalidProviders, UnicodeDecodeError) as error:
+        raise UsageError(f"{options.providers}: {error}") from None
+    if options.provider and options.provider not in profiles:
+        raise UsageError(f"no provider is called {options.provider}; there are {', '.join(sorted(profiles))}")
+    return profiles
+
+
+def _specification(
+    options: argparse.Namespace, profiles: Mapping[str, ProviderProfile]
+) -> tuple[JobSpecification, tuple[Finding, ...]]:
     """The job specification, an empty one where there is none or it is invalid, and what is wrong with it."""
     if options.job is None:
         return JobSpecification(), ()
-    parsed = parse(options.job.read_bytes(), None if options.provider else PROFILES)
+    parsed = parse(options.job.read_bytes(), None if options.provider else profiles)
     return (parsed, ()) if isinstance(parsed, JobSpecification) else (JobSpecification(), parsed)
 
 

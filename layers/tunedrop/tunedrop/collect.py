@@ -98,6 +98,7 @@ def _end(run: Run, outcome: Outcome, provider: Provider, bucket: Bucket, ledger:
         if job.status == "succeeded" and job.fine_tuned_model:
             state, error = "succeeded", None
             fields |= {"fine_tuned_model": job.fine_tuned_model, "trained_tokens": job.trained_tokens}
+            fields["next_step"] = provider.profile.after_success or None
         saved = _save(run, job, provider, bucket)
         fields["result_keys"] = [*run.result_keys, *saved]
         fields["loss_curve"] = list(training_loss(saved.get(results_key(run.run_id, METRICS), b"")))

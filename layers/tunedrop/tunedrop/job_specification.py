@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from tunedrop.dataset.profile import Method
 from tunedrop.dataset.report import Finding
 from tunedrop.dataset.strict_json import Malformed
 from tunedrop.dataset.strict_json import parse as parse_json
+from tunedrop.providers import Method
 from tunedrop.schema import Mismatch, mismatches
 
 #: Bytes that a job specification has at most.
@@ -65,8 +65,8 @@ def parse(data: bytes, providers: Collection[str] | None = None) -> JobSpecifica
         _finding(_code(problem), problem.path or None, problem.message) for problem in mismatches(value, schema, schema)
     ]
     if not findings and providers is not None and value.get("provider") not in (None, *providers):
-        known = ", ".join(sorted(providers))
-        findings.append(_finding("unknown_provider", "provider", f"no such provider here; known are {known}"))
+        message = f"not configured here, which takes a base URL and a key; there are {', '.join(sorted(providers))}"
+        findings.append(_finding("unknown_provider", "provider", message))
     if findings:
         return tuple(findings)
     given = {key: member for key, member in value.items() if member is not None and not key.startswith("$")}

@@ -8,6 +8,7 @@ from tunedrop.clock import now
 from tunedrop.errors import Denied
 from tunedrop.ledger import Ledger
 from tunedrop.provider import Provider, ProviderJob
+from tunedrop.refusals import recognise
 from tunedrop.runs import Run
 from tunedrop.settings import PollSettings
 from tunedrop.steps import Done, Wait
@@ -16,7 +17,7 @@ SHORTEST_PAUSE_SECONDS = 15
 SHORTEST_PAUSE_NEAR_THE_END_SECONDS = 30
 LONGEST_PAUSE_SECONDS = 900
 
-UNDER_WAY = ("validating_files", "queued", "running", "paused", "pending")
+UNDER_WAY = ("validating_files", "queued", "running", "paused")
 
 _logger = logging.getLogger("tunedrop")
 
@@ -37,13 +38,15 @@ def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger:
         ledger.update(run.run_id, fine_tuned_model=job.fine_tuned_model, trained_tokens=job.trained_tokens)
         return Done("succeeded", job.fine_tuned_model)
     if job.status == "failed":
+        said = job.error_message or ""
+        if refusal := recognise([job.error_code], said):
+            raise Denied(refusal.code, refusal.error(f": {said}" if said else "").message)
         raise Denied(
-            job.error_code or "job_failed",
-            job.error_message or "the fine-tuning service failed the job and gave no reason",
+            job.error_code or "job_failed", said or "the fine-tuning service failed the job and gave no reason"
         )
     if job.status == "cancelled":
         return Done("cancelled")
-    if job.status not in (*UNDER_WAY, "succeeded"):
+    if job.status not in (*UNDER_WAY, *provider.profile.under_way, "succeeded"):
         _logger.error("the job %s has the unknown status %s", job.id, job.status, extra={"alarm": "unknown_status"})
     return Wait(settings.callback_heartbeat_minutes * 60 or pause_seconds(job), "training")
 

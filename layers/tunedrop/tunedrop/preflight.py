@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import date
 
-from tunedrop import job_specification, prices
-from tunedrop.dataset import PROFILES, DataProfile, DatasetCheck, Finding, Report, combine
+from tunedrop import job_request, job_specification, prices
+from tunedrop.dataset import DatasetCheck, Finding, Report, combine
 from tunedrop.job_specification import JobSpecification
 from tunedrop.prices import PriceList, TrainingModel
+from tunedrop.providers import PROFILES, ProviderProfile
 from tunedrop.tokens import Tokenizer
 
 OVER_BUDGET = "over_budget"
@@ -20,9 +21,11 @@ class Wanted:
     """What a check is made under, beside the files.
 
     ``model`` and ``provider`` win over the job specification's, ``default_model`` and ``default_provider`` stand in for
-    them. ``providers`` are those that a job specification may name, None for any. Only where ``at_home``, that is where
-    the provider is certain to be the service itself and not another that speaks its API, is a model that it has shut
-    down an error. ``max_cost_usd`` is a limit beside the job specification's own.
+    them. ``providers`` are those that a job specification may name, None for any of ``profiles``. Only where
+    ``at_home``, that is where the provider is certain to be the service itself and not another that speaks its API, is
+    a model that it has shut down an error. ``model_told`` is whether the service itself tells the model's end, and then
+    ``model_end`` wins over the table; ``job_errors`` are what else it says against the job. ``max_cost_usd`` is a limit
+    beside the job specification's own.
     """
 
     today: date
@@ -31,13 +34,23 @@ class Wanted:
     default_model: str | None = None
     default_provider: str = "openai"
     providers: Collection[str] | None = None
+    profiles: Mapping[str, ProviderProfile] = field(default_factory=lambda: PROFILES)
     at_home: bool = True
+    model_told: bool = False
+    model_end: date | None = None
+    job_errors: Collection[Finding] = ()
     max_cost_usd: float | None = None
     own_prices: PriceList | None = None
     count_tokens: bool = True
     scan: bool = True
     threads: int = 1
     max_findings: int = 100
+
+
+def provider_and_model(specification: bytes | None) -> tuple[str | None, str | None]:
+    """The provider and the model that a job specification names, as far as it can be read."""
+    parsed = job_specification.parse(specification) if specification is not None else None
+    return (parsed.provider, parsed.model) if isinstance(parsed, JobSpecification) else (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +78,15 @@ def preflight(
     parsed, errors = _specification(specification, wanted)
     warnings: list[Finding] = []
     name = wanted.model or parsed.model or wanted.default_model
+    errors += wanted.job_errors
     provider = wanted.provider or parsed.provider or wanted.default_provider
+    profile = wanted.profiles.get(provider, PROFILES["compatible"])
     model = prices.look_up(name, wanted.own_prices) if name else TrainingModel(name="")
-    _judge_end(model, provider, wanted, errors, warnings)
+    errors += [Finding("job", None, wish.code, wish.path, wish.message) for wish in job_request.unmet(parsed, profile)]
+    _judge_end(model, profile, wanted, errors, warnings)
     first = DatasetCheck(
         method=parsed.method_name,
-        profile=PROFILES.get(provider, DataProfile()),
+        profile=profile.data,
         tokens=Tokenizer(model.encoding, wanted.threads) if wanted.count_tokens else None,
         model=model,
         epochs=parsed.epochs,
@@ -96,18 +112,20 @@ def _specification(text: bytes | None, wanted: Wanted) -> tuple[JobSpecification
     """The job specification, an empty one where there is none or it is invalid, and what is wrong with it."""
     if text is None:
         return JobSpecification(), []
-    parsed = job_specification.parse(text, wanted.providers)
+    parsed = job_specification.parse(text, wanted.profiles if wanted.providers is None else wanted.providers)
     return (parsed, []) if isinstance(parsed, JobSpecification) else (JobSpecification(), list(parsed))
 
 
 def _judge_end(
-    model: TrainingModel, provider: str, wanted: Wanted, errors: list[Finding], warnings: list[Finding]
+    model: TrainingModel, profile: ProviderProfile, wanted: Wanted, errors: list[Finding], warnings: list[Finding]
 ) -> None:
-    end = model.end(provider, wanted.today)
+    if wanted.model_told and wanted.model_end is None:
+        return
+    end = model.end(profile.like, wanted.today, wanted.model_end)
     if end is None:
         return
     ended, message = end
-    if ended and wanted.at_home:
+    if ended and (wanted.at_home or wanted.model_told):
         errors.append(Finding("job", None, "model_shut_down", "model", message))
     else:
         warnings.append(Finding("job", None, "model_shut_down" if ended else "model_near_shutdown", "model", message))

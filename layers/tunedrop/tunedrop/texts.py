@@ -34,6 +34,7 @@ def text_of(run: Run) -> str:
         "File": run.key,
         "Why": run.error.message if run.error else None,
         "Model": run.fine_tuned_model,
+        "Next": run.next_step,
         "Base model": run.model,
         "Examples": _count(run.examples),
         "Trained tokens": _count(run.trained_tokens),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -13,23 +13,25 @@ from typing import Any
 import tunedrop.dataset.sensitive  # noqa: F401 - every run searches: to be loaded at init, not in the first request
 from tunedrop.bucket import Bucket, StoredObject
 from tunedrop.clock import now
-from tunedrop.dataset import Report
+from tunedrop.dataset import Finding, Report
 from tunedrop.errors import Duplicate, Missing, OverBudget, Rejected, Superseded, Transient
 from tunedrop.events import DATASET, SPECIFICATION, VALIDATION
-from tunedrop.job_specification import MAX_SIZE, JobSpecification
+from tunedrop.job_request import parameters as job_parameters
+from tunedrop.job_specification import MAX_SIZE
 from tunedrop.ledger import Ledger
-from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, preflight
-from tunedrop.provider import Provider, ProviderFile
+from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, preflight, provider_and_model
+from tunedrop.provider import Provider, ProviderFile, Registry
 from tunedrop.runs import Run, results_key
 from tunedrop.settings import UploadSettings
 from tunedrop.steps import Done
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MAX_METADATA_PAIRS = 16
 
 
-def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provider: Provider, ledger: Ledger) -> Done:
-    """Checks the run's dataset as it was when its event happened, and uploads it as ``RUN_ID.jsonl``.
+def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, providers: Registry, ledger: Ledger) -> Done:
+    """Checks the run's dataset as it was when its event happened, and uploads it as ``RUN_ID.jsonl`` to its service.
+
+    The service is the one that the job specification names, else the stack's default.
 
     The dataset is read twice, once to check and once to send, so that memory does not grow with it and no byte of a
     broken one leaves the bucket. What an earlier attempt has uploaded is found by its name.
@@ -44,10 +46,13 @@ def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provid
     if run.file_id:
         return Done("waiting")
     ledger.update(run.run_id, state="uploading")
-    found = _preflight(run, settings, bucket, provider)
+    stored = _open(bucket, _beside(run.key, SPECIFICATION))
+    specification_text = _whole(stored) if stored else None
+    provider, wanted = _wanted(specification_text, settings, providers)
+    found = _preflight(run, bucket, specification_text, wanted)
     report, specification = found.report, found.specification
     bucket.write(results_key(run.run_id, "report.json"), report.to_json().encode(), "application/json")
-    parameters = _parameters(run, specification, found.model, provider)
+    parameters = job_parameters(run.run_id, specification, found.model, provider.profile)
     run = ledger.update(
         run.run_id,
         provider=provider.profile.name,
@@ -85,24 +90,53 @@ class _Found(Preflight):
     validation_etag: str | None
 
 
-def _preflight(run: Run, settings: UploadSettings, bucket: Bucket, provider: Provider) -> _Found:
-    specification = _open(bucket, _beside(run.key, SPECIFICATION))
-    validation = _open(bucket, _beside(run.key, VALIDATION))
-    training = bucket.open(run.key, run.etag)
+def _wanted(specification: bytes | None, settings: UploadSettings, providers: Registry) -> tuple[Provider, Wanted]:
+    """The service that the run is for, and what its check is made under; the service is asked for the model."""
+    named, model = provider_and_model(specification)
+    known = {}
+    if named and named != providers.default:
+        known = dict(providers.configured())
+    provider = providers.of(named if named in known else None)
+    profile = provider.profile
+    default_model = profile.default_model or (settings.default_model if profile.name == providers.default else None)
     wanted = Wanted(
         today=datetime.fromtimestamp(now(), UTC).date(),
-        default_model=settings.default_model,
-        default_provider=provider.profile.name,
-        providers=[provider.profile.name],
+        default_model=default_model,
+        default_provider=profile.name,
+        providers=known or [providers.default],
+        profiles={**known, profile.name: profile},
         at_home=provider.at_home,
         max_cost_usd=settings.max_cost_usd or None,
     )
-    found = preflight(
-        training.chunks,
-        validation.chunks if validation else None,
-        _whole(specification) if specification else None,
-        wanted,
-    )
+    if named not in (None, profile.name):
+        return provider, wanted  # which rejects the run: nothing is to be asked for it
+    return provider, replace(wanted, **_told(provider, model or default_model))
+
+
+def _told(provider: Provider, model: str | None) -> dict[str, Any]:
+    """What the service says of the model before anything is sent; nothing where it is known not to help."""
+    if model is None:
+        message = f'"model" must be named: DefaultModel is not meant for {provider.profile.name}'
+        return {"job_errors": [Finding("job", None, "missing_model", "model", message)]}
+    if not provider.profile.retrieves_models:
+        return {}
+    try:
+        told = provider.model(model)
+    except Rejected as error:
+        return {"job_errors": [Finding("job", None, error.code, "model", error.message.rstrip("."))]}
+    if told is None:
+        return {}
+    errors = []
+    if told.tunable is False:
+        message = f"{provider.profile.name} says that {model} cannot be fine-tuned; name another"
+        errors.append(Finding("job", None, "model_not_tunable", "model", message))
+    return {"job_errors": errors, "model_told": told.tells_end, "model_end": told.end}
+
+
+def _preflight(run: Run, bucket: Bucket, specification: bytes | None, wanted: Wanted) -> _Found:
+    validation = _open(bucket, _beside(run.key, VALIDATION))
+    training = bucket.open(run.key, run.etag)
+    found = preflight(training.chunks, validation.chunks if validation else None, specification, wanted)
     return _Found(found.specification, found.model, found.report, found.check, validation.etag if validation else None)
 
 
@@ -116,24 +150,6 @@ def _open(bucket: Bucket, key: str) -> StoredObject | None:
 def _whole(stored: StoredObject) -> bytes:
     # One byte more than a job specification may have is enough to see that it has too many.
     return b"".join(stored.chunks) if stored.size <= MAX_SIZE else bytes(MAX_SIZE + 1)
-
-
-def _parameters(run: Run, specification: JobSpecification, model: str | None, provider: Provider) -> dict[str, Any]:
-    """What the job is created with, in the fine-tuning API's own words."""
-    wanted = {
-        "model": model,
-        "method": specification.method,
-        "suffix": specification.suffix,
-        "seed": specification.seed,
-        "integrations": specification.integrations,
-        "extra_body": specification.extra_body,
-    }
-    metadata = dict(specification.metadata or {})
-    if provider.profile.takes_metadata and len(metadata) < MAX_METADATA_PAIRS:
-        metadata["run_id"] = run.run_id
-    if metadata:
-        wanted["metadata"] = metadata
-    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _judge(run: Run, report: Report) -> None:
