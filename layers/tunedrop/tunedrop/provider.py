@@ -78,7 +78,7 @@ class ProviderJob:
             error_code=getattr(error, "code", None),
             error_message=getattr(error, "message", None),
             result_files=tuple(getattr(job, "result_files", None) or ()),
-            document=job.to_dict(mode="json"),
+            document=job.to_dict(mode="json", warnings=False),
         )
 
 
@@ -101,7 +101,7 @@ class ProviderModel:
         OpenAI answers ``shutdown_date`` (an ISO date), Azure ``deprecation.fine_tune`` (epoch seconds) and
         ``capabilities.fine_tune``.
         """
-        told = model.to_dict(mode="json")
+        told = model.to_dict(mode="json", warnings=False)
         deprecation, capabilities = (_mapping(told.get(name)) for name in ("deprecation", "capabilities"))
         ends = [_date(value) for value in (told.get("shutdown_date"), deprecation.get("fine_tune"))]
         tunable = capabilities.get("fine_tune")

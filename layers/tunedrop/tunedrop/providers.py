@@ -142,7 +142,7 @@ def read_profiles(text: str) -> dict[str, ProviderProfile]:
             raise InvalidProviders(f"Providers: {name!r} is no name: 1 to 32 of a-z, 0-9, - and _ are allowed")
         changes = dict(_object(changes, name))
         like = changes.pop("like", name if name in PROFILES else "compatible")
-        if like not in PROFILES:
+        if not isinstance(like, str) or like not in PROFILES:
             raise InvalidProviders(f"Providers: {name}.like must be one of {', '.join(PROFILES)}")
         profiles[name] = replace(_changed(PROFILES[like], changes, name, but=("name", "like")), name=name, like=like)
     return profiles
