@@ -151,6 +151,15 @@ def test_numbers_and_switches_in_the_environment_are_ones(template: Any) -> None
         settings.load(kind, values)
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_environment_fits_into_what_lambda_gives_it(folder: str, template: Any) -> None:
+    """4 KB for all names and values: https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
+    variables = own_variables(of_type(template, "AWS::Serverless::Function")[f"{stem(folder)}Function"])
+    longest = template["Parameters"]["Providers"]["MaxLength"]
+    others = [name for name in variables if name != "PROVIDERS"]
+    assert longest * ("PROVIDERS" in variables) + sum(len(name) + 60 for name in others) < 4000
+
+
 # ------------------------------------------------------------------ permissions
 
 

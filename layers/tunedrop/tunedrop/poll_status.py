@@ -48,7 +48,8 @@ def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger:
         return Done("cancelled")
     if job.status not in (*UNDER_WAY, *provider.profile.under_way, "succeeded"):
         _logger.error("the job %s has the unknown status %s", job.id, job.status, extra={"alarm": "unknown_status"})
-    return Wait(settings.callback_heartbeat_minutes * 60 or pause_seconds(job), "training")
+    heartbeat = settings.callback_heartbeat_minutes * 60 if provider.profile.calls_back else 0
+    return Wait(heartbeat or pause_seconds(job), "training")
 
 
 def pause_seconds(job: ProviderJob) -> float:

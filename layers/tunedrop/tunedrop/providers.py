@@ -91,7 +91,8 @@ class ProviderProfile:
     """Whether asking it for a model tells whether that can be trained, so that it is asked before anything is sent."""
 
     calls_back: bool = False
-    """Whether it can announce the end of a job with a webhook."""
+    """Whether it can announce the end of a job with a webhook; where not, it is polled whatever the stack's
+    ``CallbackHeartbeatMinutes`` says."""
 
     after_success: str = ""
     """What is left to be done before the trained model answers, as a sentence of the notification."""
@@ -251,7 +252,9 @@ PROFILES: Final[Mapping[str, ProviderProfile]] = MappingProxyType(
             # The base URL is the region's own, https://bedrock-mantle.REGION.api.aws/v1, the key a Bedrock API key:
             # https://docs.aws.amazon.com/bedrock/latest/userguide/fine-tuning-openai-apis.html, which describes
             # reinforcement with a grader that is a Lambda function, and says that the model answers at once. What it
-            # does not describe (suffix, metadata, seed, integrations) is taken as not there.
+            # does not describe (suffix, metadata, seed, integrations) is taken as not there. The client's own support
+            # for Bedrock (openai.providers.bedrock) is not needed: with a key it sets the same header, and without one
+            # it signs whole bodies, which an upload that streams does not have. Its default is /openai/v1 at the host.
             ProviderProfile(
                 name="bedrock",
                 methods=("supervised", "reinforcement"),

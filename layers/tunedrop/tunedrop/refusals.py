@@ -136,7 +136,7 @@ REFUSALS: tuple[Refusal, ...] = (
         "model_not_found",
         Rejected,
         "the fine-tuning service does not know the model",
-        'name one that it has, and that its key may use, as "model" in the job specification or as the parameter '
+        'name another that it has, and that its key may use, as "model" in the job specification or as the parameter '
         "DefaultModel",
         codes=("model_not_found",),
         words=r"\bmodel\b.{0,120}\bdoes not exist",
