@@ -4,10 +4,10 @@ SHELL := /bin/bash
 PYTHON := $(firstword $(foreach p,python3.13 python3 python3.14 python3.12,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && command -v $(p))))
 BIN := .venv/bin
 
-.PHONY: help demo up test lint lock clean
+.PHONY: help demo up test lint bench fuzz lock clean
 
 help:  ## show this list
-	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 demo: .venv  ## drop a dataset into the embedded stack and watch it become a model
 	$(BIN)/python -m local demo
@@ -25,6 +25,13 @@ lint: .venv  ## mend what the linters can mend, show the rest
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+bench: .venv  ## measure the stack, then the dataset check against a bare parse, the tokenizer alone and its peers
+	$(BIN)/python -m tests.bench.stack
+	$(BIN)/python tests/bench/check.py --memory
+
+fuzz: .venv  ## feed the dataset check damaged files for a minute
+	$(BIN)/python tests/fuzz/dataset.py
 
 # The environment: development's packages, the command `tunedrop`, and the functions' layer as Lambda would see it.
 .venv: .venv/made

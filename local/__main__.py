@@ -11,7 +11,7 @@ from pathlib import Path
 
 from local.deploy import ROOT, InvalidParameter
 from local.drop import NotAccepted, drop, printer, summary
-from local.stack import Address, Options, Stack, running
+from local.stack import Address, Options, Stack, answers, running
 
 EXAMPLE = ROOT / "events/examples/orchard.jsonl"
 
@@ -49,7 +49,14 @@ def up(options: argparse.Namespace) -> int:
 def drop_file(options: argparse.Namespace) -> int:
     """Drops a file into a running stack."""
     if options.stack:
-        address = Address(**json.loads(Path(options.stack).read_text()))
+        try:
+            address = Address(**json.loads(Path(options.stack).read_text()))
+        except (ValueError, TypeError):
+            print(f"{options.stack} is not the stack.json of a stack", file=sys.stderr)
+            return 2
+        if not answers(address):
+            print(f"the stack of {options.stack} has ended", file=sys.stderr)
+            return 2
     else:
         found = running()
         if found is None:

@@ -8,6 +8,7 @@ The functions go to `local.functions`, the routes to `local.http_api`.
 
 import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from botocore.config import Config
 from samtranslator.translator.managed_policy_translator import ManagedPolicyLoader
 from samtranslator.translator.transform import transform
 from samtranslator.yaml_helper import yaml_parse
+from tunedrop.providers import UnknownProvider, profile_of
 
 from local.functions import Function
 from local.http_api import Route
@@ -91,7 +93,31 @@ def parameters_of(template: Mapping[str, Any], given: Mapping[str, str]) -> dict
         allowed = [str(choice) for choice in declared[name].get("AllowedValues", [])]
         if allowed and value not in allowed:
             raise InvalidParameter(f"{name} must be one of {', '.join(allowed)}")
+        if declared[name]["Type"] == "Number":
+            _check_number(name, value, declared[name])
     return {name: given.get(name, str(facts.get("Default", ""))) for name, facts in declared.items()}
+
+
+def _check_number(name: str, value: str, facts: Mapping[str, Any]) -> None:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidParameter(f"{name} must be a number")
+    if number < facts.get("MinValue", -math.inf):
+        raise InvalidParameter(f"{name} must be at least {facts['MinValue']}")
+    if number > facts.get("MaxValue", math.inf):
+        raise InvalidParameter(f"{name} must be at most {facts['MaxValue']}")
+
+
+def check(parameters: Mapping[str, str]) -> None:
+    """Raises `InvalidParameter` where `deploy` or the functions would not take `parameters`."""
+    values = parameters_of(yaml_parse(TEMPLATE.read_text()), parameters)
+    try:
+        profile_of(values["Provider"])
+    except UnknownProvider as error:
+        raise InvalidParameter(f"Provider: {error}") from None
 
 
 def deploy(endpoint: str, parameters: Mapping[str, str], secrets: Mapping[str, str]) -> Deployment:

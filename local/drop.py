@@ -37,6 +37,7 @@ def drop(address: Address, file: Path, key: str | None, say: Callable[[str], Non
     Raises `NotAccepted` when no run was started, OSError when the file cannot be read.
     """
     key = key or file.name
+    file.open("rb").close()  # what cannot be read is said before anything is dropped
     s3 = bucket_client(address)
     for ending in BESIDE:
         beside = file.with_name(file.name.removesuffix(".jsonl") + ending)

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import socket
 import threading
 import time
 import urllib.parse
@@ -41,7 +42,11 @@ class Server:
 
     def __init__(self, port: int = 0, handler: type[WSGIRequestHandler] = WSGIRequestHandler):
         quiet = type("Handler", (handler,), {"log_request": lambda *_, **__: None, "disable_nagle_algorithm": True})
-        self._server = make_server("127.0.0.1", port, _not_yet, threaded=True, request_handler=quiet)
+        # Werkzeug ends the whole process when a port is taken; this raises OSError.
+        with socket.create_server(("127.0.0.1", port)) as taken:
+            self._server = make_server(
+                "127.0.0.1", port, _not_yet, threaded=True, request_handler=quiet, fd=taken.fileno()
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
         self.port = self._server.port
         self.url = f"http://127.0.0.1:{self.port}"

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import queue
+import re
 import threading
 import time
 import uuid
@@ -26,10 +27,23 @@ logger = logging.getLogger(__name__)
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 Stored = Callable[[str, str], tuple[str, int] | None]
+Content = Callable[[str, str], "Object | None"]
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 ATTEMPTS = 100
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Object:
+    """What is stored under a key; `read` takes an offset and a count of bytes."""
+
+    etag: str
+    size: int
+    content_type: str
+    modified: str
+    read: Callable[[int, int], bytes]
 
 
 @dataclass
@@ -97,8 +111,44 @@ class Forwarder:
         return answer.status < 500 and answer.status not in (408, 429)
 
 
-def notifying(moto: WsgiApp, account: str, stored: Stored, tell: Callable[[dict[str, Any]], None]) -> WsgiApp:
-    """`moto`'s S3 as a bucket that tells of its events; `stored` knows an object's eTag and size."""
+def streaming(moto: WsgiApp, content: Content) -> WsgiApp:
+    """`moto`'s S3 without its way of reading: for every range of an object it copies the whole."""
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        bucket, _, key = environ["PATH_INFO"].encode("latin-1").decode().lstrip("/").partition("/")
+        plain = environ["REQUEST_METHOD"] == "GET" and key and not environ.get("QUERY_STRING")
+        found = content(bucket, key) if plain else None
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", environ.get("HTTP_RANGE", "bytes=0-"))
+        if not found or not asked or environ.get("HTTP_IF_MATCH", "").strip('"') not in ("", found.etag):
+            return moto(environ, start_response)
+        first, last = int(asked[1]), min(int(asked[2] or found.size), found.size - 1)
+        if first > last:
+            return moto(environ, start_response)
+        headers = [
+            ("ETag", f'"{found.etag}"'),
+            ("Content-Type", found.content_type),
+            ("Content-Length", str(last - first + 1)),
+            ("Last-Modified", found.modified),
+            ("Accept-Ranges", "bytes"),
+        ]
+        if "HTTP_RANGE" in environ:
+            headers.append(("Content-Range", f"bytes {first}-{last}/{found.size}"))
+            start_response("206 Partial Content", headers)
+        else:
+            start_response("200 OK", headers)
+        return (found.read(at, min(_BLOCK, last + 1 - at)) for at in range(first, last + 1, _BLOCK))
+
+    return serve
+
+
+def notifying(
+    moto: WsgiApp,
+    account: str,
+    stored: Stored,
+    tell: Callable[[dict[str, Any]], None],
+    clock: Callable[[], float] = time.time,
+) -> WsgiApp:
+    """`moto`'s S3 as a bucket that tells of its events; `stored` knows an object's eTag and size, `clock` the time."""
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         bucket, _, key = environ["PATH_INFO"].encode("latin-1").decode().lstrip("/").partition("/")
@@ -117,10 +167,11 @@ def notifying(moto: WsgiApp, account: str, stored: Stored, tell: Callable[[dict[
         body = b"".join(moto(environ, remember))
         if status.startswith("2") and b"<Error>" not in body[:300]:
             for name in deleted:
-                tell(_message(account, "DeleteObject", bucket, {"key": name}))
+                tell(_message(clock(), account, "DeleteObject", bucket, {"key": name}))
             if action and (found := stored(bucket, key)):
                 etag, size = found
-                tell(_message(account, action, bucket, {"key": key, "size": size, "eTag": etag}, _source(environ)))
+                stored_now = {"key": key, "size": size, "eTag": etag}
+                tell(_message(clock(), account, action, bucket, stored_now, _source(environ)))
         return [body]
 
     return serve
@@ -155,8 +206,8 @@ def _source(environ: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _message(
-    account: str, action: str, bucket: str, stored: dict[str, Any], source: dict[str, str] | None = None
+    now: float, account: str, action: str, bucket: str, stored: dict[str, Any], source: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     message = {"account": account, "action": action, "bucket": bucket, "object": stored, "eventTime": at}
     return message | ({"copySource": source} if source else {})

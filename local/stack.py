@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -22,7 +22,7 @@ from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
 from local.provider.manners import MANNERS
 from local.queues import Poller
-from local.r2 import Forwarder, notifying
+from local.r2 import Forwarder, Object, notifying, streaming
 from local.receiver import Receiver
 
 WEBHOOK_PATH = "/events/r2"
@@ -104,6 +104,7 @@ class Stack:
         self.close()
 
     def _start(self, options: Options, parts: ExitStack) -> Address:
+        deploy.check(options.parameters)
         started = time.time()
         port = iter(range(options.port, options.port + 5)) if options.port else iter([0] * 5)
         gateway = parts.enter_context(Gateway(next(port)))
@@ -157,7 +158,8 @@ class Stack:
 
         self.forwarder = Forwarder(api.url + WEBHOOK_PATH, webhook_secret)
         parts.callback(self.forwarder.close)
-        s3.start(_r2(self.forwarder))
+        # Runs are timed by the scaled clock: what happens to their datasets must be too.
+        s3.start(_r2(self.forwarder, lambda: started + (time.time() - started) * options.scale))
         bucket = deployment.parameters["BucketName"]
         deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
 
@@ -217,12 +219,13 @@ def running() -> Address | None:
     notes = sorted(STACKS.glob("stack-*/stack.json"), key=lambda note: note.stat().st_mtime, reverse=True)
     for note in notes:
         address = Address(**json.loads(note.read_text()))
-        if _answers(address):
+        if answers(address):
             return address
     return None
 
 
-def _answers(address: Address) -> bool:
+def answers(address: Address) -> bool:
+    """Whether the stack runs."""
     try:
         return urllib3.request("GET", address.control, retries=False, timeout=2).status == 200
     except urllib3.exceptions.HTTPError:
@@ -248,7 +251,7 @@ def _webhook_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 
 
-def _r2(forwarder: Forwarder) -> Any:
+def _r2(forwarder: Forwarder, clock: Callable[[], float]) -> Any:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from moto.s3.models import s3_backends
 
@@ -256,4 +259,20 @@ def _r2(forwarder: Forwarder) -> Any:
         found = s3_backends[deploy.ACCOUNT]["aws"].get_object(bucket, key)
         return (found.etag.strip('"'), found.size) if found else None
 
-    return notifying(DomainDispatcherApplication(create_backend_app), R2_ACCOUNT, stored, forwarder.tell)
+    def content(bucket: str, key: str) -> Object | None:
+        backend = s3_backends[deploy.ACCOUNT]["aws"]
+        found = backend.get_object(bucket, key) if bucket in backend.buckets else None
+        if found is None:
+            return None
+
+        def read(offset: int, count: int) -> bytes:
+            with found.lock:
+                found._value_buffer.seek(offset)
+                return bytes(found._value_buffer.read(count))
+
+        etag = found.etag.strip('"')
+        content_type = found.metadata.get("Content-Type", "binary/octet-stream")
+        return Object(etag, found.size, content_type, found.last_modified_RFC1123, read)
+
+    moto = streaming(DomainDispatcherApplication(create_backend_app), content)
+    return notifying(moto, R2_ACCOUNT, stored, forwarder.tell, clock)

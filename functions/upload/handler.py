@@ -33,8 +33,12 @@ def limits() -> RunSettings:
 
 
 @logger.inject_lambda_context
-def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
     request = RunRequest.from_input(event)
     logger.append_keys(run_id=request.run_id)
     run = parts()["ledger"].begin(Run.of(request))
-    return take(lambda: upload_dataset(run, **parts()), run, limits().run_deadline_hours)
+
+    def seconds_left() -> float:
+        return context.get_remaining_time_in_millis() / 1000
+
+    return take(lambda: upload_dataset(run, **parts(), seconds_left=seconds_left), run, limits().run_deadline_hours)

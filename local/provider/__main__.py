@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,7 @@ def main() -> int:
     parser.add_argument("--callback-url", help="where to announce that a job has ended")
     parser.add_argument("--callback-secret", help="whsec_…, what the announcements are signed with")
     parser.add_argument("--data", type=Path, help="folder for the files; left out, a temporary one")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="end once nobody holds its other end")
     options = parser.parse_args()
     try:
         callbacks = Callbacks(options.callback_url, options.callback_secret)
@@ -46,6 +49,8 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, signal.default_int_handler)
+    if options.until_stdin_closes:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt), _folder(options.data) as data:
         manners = MANNERS[options.manners]
         state = State(Clock(options.time_scale, options.clock_start), data, manners, callbacks.announce)
@@ -55,6 +60,11 @@ def main() -> int:
         print(json.dumps({"url": address + manners.base_path, "control": f"{address}/_emulator"}), flush=True)
         server.serve_forever()
     return 0
+
+
+def _end_with_stdin() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _scale(value: str) -> float:

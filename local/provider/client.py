@@ -38,14 +38,16 @@ class ProviderProcess:
         command += ["--time-scale", repr(time_scale), "--clock-start", repr(clock_start)]
         if callback:
             command += ["--callback-url", callback[0], "--callback-secret", callback[1]]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
+        command += ["--until-stdin-closes"]  # which it does however this process ends
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)  # noqa: S603 - our own
 
     @cached_property
     def _addresses(self) -> dict[str, str]:
         assert self._process.stdout is not None  # noqa: S101 - it is a pipe
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the emulated provider did not start (exit status {self._process.wait()})")
+            raise ChildProcessError(f"the emulated provider did not start (exit status {self._process.wait()})")
         return dict(json.loads(line))
 
     @property
@@ -62,8 +64,9 @@ class ProviderProcess:
         """Ends it."""
         self._process.terminate()
         self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
 
     def __enter__(self) -> Self:
         return self

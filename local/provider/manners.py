@@ -83,6 +83,8 @@ class Manners:
     active_jobs_limit: int | None = None
     """Jobs that may be under way at once; one more is answered with 429."""
     refuses_unprocessed_files: bool = True
+    adapter_files: bool = False
+    """A checkpoint names the files of its LoRA adapter, as Nebius has it."""
     base64_results: bool = False
     """OpenAI hands out the result file's CSV in base64."""
 

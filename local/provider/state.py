@@ -373,12 +373,20 @@ class State:
     def _settle(self, job: Job, at: float) -> None:
         for checkpoint in job.checkpoints:
             self._tuned.setdefault(checkpoint["fine_tuned_model_checkpoint"], checkpoint["created_at"])
+        if job.status == "succeeded" and self.manners.adapter_files:
+            for checkpoint in job.checkpoints:
+                files = training.adapter(job.model, checkpoint["step_number"])
+                checkpoint["result_files"] = [self._result(name, content) for name, content in files.items()]
         if job.status == "succeeded":
             content = job.results_csv().encode()
-            results = self.incoming()
-            results.write(base64.b64encode(content) if self.manners.base64_results else content)
-            job.result_files = [self._keep(results, "step_metrics.csv", "fine-tune-results", None, 0).id]
+            content = base64.b64encode(content) if self.manners.base64_results else content
+            job.result_files = [self._result("step_metrics.csv", content)]
         self._announce(f"fine_tuning.job.{job.status}", job.id, at)
+
+    def _result(self, filename: str, content: bytes) -> str:
+        results = self.incoming()
+        results.write(content)
+        return self._keep(results, filename, "fine-tune-results", None, 0).id
 
     def ledger(self) -> dict[str, Any]:
         """Return what was created, whatever has become of it, for tests to prove that nothing was paid twice."""
@@ -405,7 +413,11 @@ class State:
                 }
                 for file in self._received
             ]
-            return {"jobs_created": len(jobs), "jobs": jobs, "files": files}
+            uploads = [
+                {"id": upload.id, "filename": upload.filename, "status": upload.status}
+                for upload in self._uploads.values()
+            ]
+            return {"jobs_created": len(jobs), "jobs": jobs, "files": files, "uploads": uploads}
 
 
 def _fits(metadata: dict[str, str] | None, wanted: dict[str, str] | None) -> bool:

@@ -142,3 +142,23 @@ def loss(data: Survey, seed: int, step: int, total: int) -> float:
 def accuracy(of_loss: float) -> float:
     """The share of tokens guessed right that goes with a loss."""
     return round(math.exp(-0.6 * of_loss), 5)
+
+
+def adapter(model: str, step: int) -> dict[str, bytes]:
+    """The files that a LoRA adapter of that model has after that step, by name: in the right form, and all zeros."""
+    config = {"base_model_name_or_path": model, "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16}
+    config |= {"target_modules": ["q_proj", "v_proj"], "model_type": "llama"}
+    shapes = {f"base_model.model.layers.0.self_attn.q_proj.lora_{part}.weight": (8, 64) for part in "AB"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "step": str(step)}}
+    size = 0
+    for name, (rows, columns) in shapes.items():
+        end = size + 4 * rows * columns
+        header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [size, end]}
+        size = end
+    text = json.dumps(header).encode()
+    weights = len(text).to_bytes(8, "little") + text + bytes(size)
+    return {
+        "tokenizer_config.json": b"{}",
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": weights,
+    }

@@ -15,6 +15,9 @@ class Context:
     invoked_function_arn = "arn:aws:lambda:us-east-1:123456789012:function:test"
     aws_request_id = "52fdfc07-2182-454f-963f-5f0f9a621d72"
 
+    def get_remaining_time_in_millis(self):
+        return 900_000
+
 
 if __name__ == "__main__":
     event = json.load(sys.stdin)

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from tunedrop import clock
-from tunedrop.runs import run_id_of
+from tunedrop.runs import Run, RunRequest, run_id_of
 
 from tests.functions.matchers import Holding, Saying, Within
 from tests.functions.world import EVENTS, EXAMPLES, FUNCTIONS, SAMPLE_SECRET, World, sample
@@ -29,6 +29,8 @@ class Case:
     answer: Any
     given: Callable[[World, Any], None] = nothing
     then: Callable[[World, Any], None] = nothing
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What differs from the template's own."""
 
 
 # ------------------------------------------------------------------ what the events find
@@ -83,9 +85,21 @@ def ended(outcome: str) -> Callable[[World, Any], None]:
 
 
 def waiting_for_its_job(world: World, event: Any) -> None:
-    """The state machine has left the token of its wait in the ledger."""
     world.begin(sample("upload.first"))
     world.ledger.join(f"openai/{json.loads(event['body'])['data']['id']}", RUN)
+    leave_token(world)
+
+
+def trained_on(world: World, event: Any) -> None:
+    request = RunRequest.from_input(sample("upload.first"))
+    run = replace(Run.of(request), created_at="2026-03-05T09:30:03.101Z")
+    world.ledger.begin(run)
+    world.ledger.hold(run.run_id, run.bucket, run.key)
+    leave_token(world)
+
+
+def leave_token(world: World) -> None:
+    """What the state machine does while it waits for the run's job."""
     world.client("dynamodb").update_item(
         TableName=world.outputs["LedgerTable"],
         Key={"id": {"S": f"run#{RUN}"}},
@@ -114,6 +128,10 @@ def refused_once(world: World, event: Any) -> None:
 
 def nothing_to_wait_for(world: World, _: Any) -> None:
     assert ledger_item(world)["called_back"] == {"BOOL": True}
+
+
+def held(truth: bool) -> None:
+    assert truth
 
 
 def callback_is_remembered(world: World, _: Any) -> None:
@@ -178,12 +196,12 @@ def both(*thens: Callable[[World, Any], None]) -> Callable[[World, Any], None]:
     return then
 
 
-def told(kind: str, **data: Any) -> Callable[[World, Any], None]:
+def told(kind: str, message_id: str = f"msg_{RUN}", **data: Any) -> Callable[[World, Any], None]:
     """The receiver has accepted one signed message of this type; nobody is told twice."""
 
     def then(world: World, event: Any) -> None:
         messages = [(received["id"], received["message"]) for received in world.receiver.received]
-        assert messages == [(f"msg_{RUN}", {"type": kind, "timestamp": Saying("T"), "data": Holding(data)})]
+        assert messages == [(message_id, {"type": kind, "timestamp": Saying("T"), "data": Holding(data)})]
 
     return then
 
@@ -255,7 +273,12 @@ CASES = {
             ],
         )
     ),
-    "webhook.r2_delete": Case(accepted(ignored=[("orchard.jsonl", "no object was created")])),
+    "webhook.r2_delete": Case(
+        http(202, accepted=[], ignored=[], cancelling=[{"key": "orchard.jsonl", "run_id": RUN}]),
+        given=trained_on,
+        then=both(nothing_to_wait_for, lambda world, _: held(world.ledger.withdrawn(RUN))),
+        environment={"ON_DELETION": "cancel"},
+    ),
     "webhook.test_event": Case(http(200, accepted=[], ignored=[])),
     "webhook.head": Case({"statusCode": 200}),
     "webhook.unsigned": Case(refused(401, "not_authentic")),
@@ -311,7 +334,7 @@ CASES = {
     "collect.after_success": Case(
         final("succeeded", fine_tuned_model=ANY_MODEL, trained_tokens=Within(1, 1e9)),
         given=ended("succeeded"),
-        then=reported("report.json", "job.json", "events.jsonl", "metrics.csv"),
+        then=reported("report.json", "job.json", "events.jsonl", "metrics.csv", "checkpoints.json"),
     ),
     "collect.after_rejection": Case(
         final("rejected", error("example_missing_assistant_message", "line 14"), cause="line 14", job_id=None),
@@ -328,9 +351,9 @@ CASES = {
         then=in_the_ledger(state="failed", file_id=None),
     ),
     "collect.after_cancellation": Case(
-        final("cancelled"),
+        final("cancelled", error("job_cancelled", "at the fine-tuning service"), cause="by somebody"),
         given=ended("cancelled"),
-        then=both(job_cancelled, reported("report.json", "job.json", "events.jsonl")),
+        then=both(job_cancelled, reported("report.json", "job.json", "events.jsonl", "checkpoints.json")),
     ),
     "collect.after_deadline": Case(
         final("timed_out", error("deadline", "168 hours"), cause="168 hours"),
@@ -348,6 +371,11 @@ CASES = {
     "notify.known_alone": Case(
         DELIVERED, given=in_the_queue, then=told("run.succeeded", error=error("results_not_collected", "ready"))
     ),
+    "notify.delayed": Case(
+        DELIVERED,
+        given=in_the_queue,
+        then=told("run.delayed", message_id=f"msg_{RUN}_delayed", state="training", finished_at=None),
+    ),
     "notify.again": Case(
         {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]},
         given=refused_once,
@@ -364,7 +392,7 @@ def test_handler_answers_the_sample_event_as_documented(name: str, world: World)
     case.given(world, event)
     before = world.executions() if name.startswith("webhook.") else {}
 
-    answer = world.handle(name, event)
+    answer = world.handle(name, event, case.environment)
 
     if isinstance(answer, dict) and "body" in answer:
         answer["body"] = json.loads(answer["body"])

@@ -46,6 +46,9 @@ class Context:
     invoked_function_arn: str = "arn:aws:lambda:us-east-1:123456789012:function:test"
     aws_request_id: str = "52fdfc07-2182-454f-963f-5f0f9a621d72"
 
+    def get_remaining_time_in_millis(self) -> int:
+        return 900_000
+
 
 def sample(name: str) -> Any:
     """A sample event, by its file's name without the ending."""
@@ -100,11 +103,16 @@ class World:
         spec.loader.exec_module(module)
         return lambda event: module.handler(event, Context(resource(folder)))
 
-    def handle(self, name: str, event: Mapping[str, Any] | None = None) -> Any:
-        """Has a sample event, or another in its place, handled by the function that it is named for."""
+    def handle(
+        self, name: str, event: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+    ) -> Any:
+        """Has a sample event, or another in its place, handled by the function that it is named for.
+
+        With an `environment` of its own the function is imported anew.
+        """
         folder = name.partition(".")[0]
-        with patch.dict(os.environ, self.environment(folder), clear=True):
-            if folder not in self.handlers:
+        with patch.dict(os.environ, self.environment(folder) | dict(environment or {}), clear=True):
+            if environment or folder not in self.handlers:
                 self.handlers[folder] = self.load(folder)
             with patch.object(BaseClient, "_make_api_call", self._noting_calls(folder)):
                 answer = self.handlers[folder](sample(name) if event is None else event)

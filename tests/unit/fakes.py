@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 from dataclasses import replace
 
 from tunedrop import clock
@@ -73,8 +74,11 @@ class MemoryLedger:
         self._intents = {}
         self._plans = {}
         self._delivered = {}
+        self._notes = {}
         self._jobs = {}
         self._called_back = set()
+        self._objects = {}
+        self._withdrawn = set()
         self.tokens = {}
 
     def begin(self, run):
@@ -120,6 +124,14 @@ class MemoryLedger:
     def planned(self, run_id):
         return dict(self._plans[run_id])
 
+    def note(self, run_id, name, value):
+        self.get(run_id)
+        self._notes[run_id, name] = json.dumps(value)
+
+    def noted(self, run_id, name):
+        self.get(run_id)
+        return json.loads(self._notes.get((run_id, name), "{}"))
+
     def join(self, job, run_id):
         if self._jobs.setdefault(job, run_id) is None:
             self._called_back.add(run_id)
@@ -141,6 +153,21 @@ class MemoryLedger:
         self.get(run_id)
         self._called_back.discard(run_id)
         self.tokens.pop(run_id, None)
+
+    def hold(self, run_id, bucket, key):
+        self._objects[bucket, key] = run_id
+
+    def withdraw(self, bucket, key, at):
+        run = self._runs.get(self._objects.get((bucket, key)))
+        if run is None or run.is_final or at <= clock.seconds(run.created_at):
+            return None
+        self._withdrawn.add(run.run_id)
+        self._called_back.add(run.run_id)
+        return run.run_id, self.tokens.get(run.run_id)
+
+    def withdrawn(self, run_id):
+        self.get(run_id)
+        return run_id in self._withdrawn
 
     def delivered(self, run_id):
         self.get(run_id)
@@ -177,6 +204,9 @@ class MemoryBucket:
     def write(self, key, body, content_type):
         self.objects[key] = body
 
+    def write_stream(self, key, chunks, content_type):
+        self.objects[key] = b"".join(chunks)
+
 
 class MemoryRegistry:
     """Services by name, the first of them the default."""
@@ -204,6 +234,8 @@ class MemoryProvider:
         self.jobs = {}
         self.models = {}
         self.requests = []
+        self.left = {}  # the checkpoints of each job
+        self.asked = []
         self._files = {}
         self._numbers = itertools.count(1)
 
@@ -266,5 +298,16 @@ class MemoryProvider:
     def events(self, job_id):
         return [{"message": f"Created fine-tuning job: {job_id}"}]
 
+    def checkpoints(self, job_id):
+        return self.left.get(job_id, [])
+
     def content(self, file_id):
         return self.contents[file_id]
+
+    def chunks(self, file_id):
+        content = self.contents[file_id]
+        return (content[at : at + 7] for at in range(0, len(content), 7))
+
+    def ask(self, model, prompt, max_tokens):
+        self.asked.append((model, prompt, max_tokens))
+        return f"{model} was asked: {prompt}"

@@ -1,13 +1,24 @@
 """The bucket's contract, on emulated S3 and on the double that other tests use in its place."""
 
 import json
+import threading
+import time
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
-from tunedrop.bucket import CHUNK_BYTES, S3Bucket, _chunks
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError, ResponseStreamingError
+from tunedrop.bucket import (
+    CHUNK_BYTES,
+    PART_BYTES,
+    RANGE_BYTES,
+    RANGES_AHEAD,
+    READ_ATTEMPTS,
+    S3Bucket,
+    _Version,
+)
 from tunedrop.errors import Denied, Missing, Superseded, Transient, Unauthorised
 
+from tests.local.provider_support import until
 from tests.unit.fakes import Broken, FakeSecret, MemoryBucket
 
 ENDPOINT = "https://s3.amazonaws.com"  # where moto listens; no request leaves this process
@@ -98,7 +109,69 @@ def test_writing_replaces(bucket):
     assert read(bucket.open("a")) == b"two"
 
 
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 5])
+def test_what_comes_in_chunks_is_written_whole(bucket, size):
+    body = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+    bucket.write_stream("a", (body[at : at + 999_983] for at in range(0, size, 999_983)), "text/plain")
+    assert read(bucket.open("a")) == body
+
+
+@pytest.mark.parametrize("size", [1, PART_BYTES + 1])
+def test_chunks_that_break_off_leave_nothing(bucket, size):
+    def chunks():
+        yield b"x" * size
+        raise Transient("broke off")
+
+    with pytest.raises(Transient, match="broke off"):
+        bucket.write_stream("a", chunks(), "text/plain")
+    with pytest.raises(Missing):
+        bucket.open("a")
+
+
 # Of S3
+
+
+def unfinished(s3):
+    return s3._client.list_multipart_uploads(Bucket="datasets").get("Uploads", [])
+
+
+@pytest.mark.parametrize("operation", ["upload_part", "complete_multipart_upload"])
+@pytest.mark.parametrize("skip", [0, 1])
+def test_a_part_that_is_not_taken_discards_the_others(s3, monkeypatch, operation, skip):
+    refused = answered("InternalError", 500)
+    with monkeypatch.context() as patch:
+        patch.setattr(s3, "_client", Broken(s3._client, operation, refused, times=9, skip=skip * (operation[0] == "u")))
+        with pytest.raises(Transient):
+            s3.write_stream("a", [bytes(PART_BYTES)] * 3, "text/plain")
+    assert unfinished(s3) == []
+    with pytest.raises(Missing):
+        s3.open("a")
+
+
+def test_a_store_that_takes_nothing_any_more_says_so_all_the_same(s3, monkeypatch):
+    with monkeypatch.context() as patch:
+        refused = Broken(s3._client, "upload_part", answered("InternalError", 500), times=9)
+        patch.setattr(s3, "_client", Broken(refused, "abort_multipart_upload", answered("SlowDown", 503), times=9))
+        with pytest.raises(Transient, match="500"):
+            s3.write_stream("a", [bytes(PART_BYTES)] * 2, "text/plain")
+
+
+def test_credentials_may_be_rotated_between_two_parts(s3, secret, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(secret, "_values", [keys(), keys("new")])
+        refused = Broken(s3._client, "upload_part", answered("ExpiredToken", 403), skip=1)
+        patch.setattr(s3, "_client", refused)
+        s3.write_stream("a", [bytes(PART_BYTES)] * 3, "text/plain")
+    assert s3.open("a").size == 3 * PART_BYTES
+
+
+def test_what_comes_in_chunks_has_its_content_type_and_parts_of_one_size(s3):
+    s3.write_stream("a", [b"x" * 5_000_000] * 5, "application/octet-stream")
+    first = s3._client.head_object(Bucket="datasets", Key="a", PartNumber=1)
+    assert first["ContentLength"] == PART_BYTES
+    head = s3._client.head_object(Bucket="datasets", Key="a")
+    assert head["ContentType"] == "application/octet-stream"
+    assert head["ETag"].endswith('-3"')
 
 
 def test_an_object_is_read_in_chunks(s3):
@@ -191,16 +264,137 @@ def test_each_request_carries_the_newest_credentials(s3, secret, monkeypatch):
 
 
 class Body:
-    def __init__(self, chunks, error=None):
-        self._chunks, self._error = chunks, error
+    """An answer's body that ends, or breaks, after so many bytes."""
+
+    def __init__(self, whole, keep, error):
+        self._whole, self._keep, self._error = whole, keep, error
 
     def iter_chunks(self, size):
-        yield from self._chunks
+        content = b"".join(self._whole.iter_chunks(size))[: self._keep]
+        yield from (content[at : at + size] for at in range(0, len(content), size))
         if self._error:
             raise self._error
 
 
-@pytest.mark.parametrize("body", [Body([b"on"]), Body([b"on"], ReadTimeoutError(endpoint_url=ENDPOINT))])
-def test_reading_that_breaks_off_is_transient(body):
-    with pytest.raises(Transient, match="after 2 of 3 bytes"):
-        list(_chunks(body, "a", 3))
+class Flawed:
+    """A client some of whose answers break off; ``before`` is called with the number of each request."""
+
+    def __init__(self, client, breaks=(), *, keep=1000, error=None, before=lambda number: None):
+        self._client, self._breaks, self._keep, self._error, self._before = client, breaks, keep, error, before
+        self.asked = []
+
+    def __getattr__(self, name):
+        return getattr(self._client, name)
+
+    def get_object(self, **named):
+        number = len(self.asked)
+        self.asked.append(named["Range"])
+        self._before(number)
+        answer = self._client.get_object(**named)
+        if number in self._breaks:
+            answer["Body"] = Body(answer["Body"], self._keep, self._error)
+        return answer
+
+
+def large(s3, ranges=7):
+    """An object of so many ranges and a bit, each byte of it in its place: its content and its eTag."""
+    body = b"".join(b"%015d\n" % at for at in range(0, ranges * RANGE_BYTES, 16)) + b"the end"
+    return body, s3.put("large", body)
+
+
+def flaw(s3, monkeypatch, *breaks, **options):
+    client = Flawed(s3._client, breaks, **options)
+    monkeypatch.setattr(s3, "_client", client)
+    return client
+
+
+def test_a_large_object_is_read_in_ranges_each_once_and_in_order(s3, monkeypatch):
+    body, etag = large(s3)
+    client = flaw(s3, monkeypatch)
+    stored = s3.open("large", etag)
+    assert (stored.size, stored.etag) == (len(body), etag)
+    assert read(stored) == body
+    assert len(set(client.asked)) == len(client.asked) == 8
+
+
+def test_ranges_are_read_no_further_ahead_than_memory_allows(s3, monkeypatch):
+    body, etag = large(s3)
+    client = flaw(s3, monkeypatch)
+    chunks = s3.open("large", etag).chunks
+    next(chunks)
+    time.sleep(0.5)  # a slow reader: what is read ahead has been read by then
+    assert 1 < len(client.asked) <= 1 + RANGES_AHEAD
+    assert b"".join(chunks) == body[CHUNK_BYTES:]
+
+
+ENDS = [None, ReadTimeoutError(endpoint_url=ENDPOINT), ResponseStreamingError(error=ConnectionResetError())]
+
+
+@pytest.mark.parametrize("error", ENDS, ids=["ends", "times out", "reset"])
+@pytest.mark.parametrize("broken", [0, 1, 4, 7])
+@pytest.mark.parametrize("keep", [0, CHUNK_BYTES + 3])
+def test_a_range_that_breaks_off_goes_on_where_it_ended(s3, monkeypatch, broken, keep, error):
+    body, etag = large(s3)
+    flaw(s3, monkeypatch, broken, keep=keep, error=error)
+    assert read(s3.open("large", etag)) == body
+
+
+@pytest.mark.parametrize("error", ENDS, ids=["ends", "times out", "reset"])
+@pytest.mark.parametrize("ranges", [0, 3])
+def test_reading_that_never_gets_on_is_transient(s3, monkeypatch, ranges, error):
+    _, etag = large(s3, ranges)
+    client = flaw(s3, monkeypatch, *range(99), keep=0, error=error)
+    with pytest.raises(Transient, match="after 0 of"):
+        read(s3.open("large", etag))
+    assert client.asked.count(client.asked[-1]) <= READ_ATTEMPTS
+
+
+def test_an_answer_with_too_much_is_not_believed(s3, monkeypatch):
+    _, etag = large(s3)
+    client = Flawed(s3._client)
+    get = client.get_object
+    client.get_object = lambda **named: get(**named | {"Range": named["Range"].split("-")[0] + "-"})
+    monkeypatch.setattr(s3, "_client", client)
+    stored = s3.open("large", etag)
+    monkeypatch.setattr(client, "get_object", lambda **named: get(**named | {"Range": "bytes=0-"}))
+    with pytest.raises(Transient):
+        list(s3._read(_Version("large", etag, stored.size), 5, 10))
+
+
+def test_a_store_that_knows_no_ranges_is_read_all_the_same(s3, monkeypatch):
+    body, etag = large(s3)
+    client = Flawed(s3._client)
+    get = s3._client.get_object
+    client.get_object = lambda **named: get(**{name: value for name, value in named.items() if name != "Range"})
+    monkeypatch.setattr(s3, "_client", client)
+    assert read(s3.open("large", etag)) == body
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_an_object_overwritten_in_mid_read_is_superseded(s3, monkeypatch, number):
+    body, etag = large(s3)
+    real = s3._client
+
+    def overwrite(at):
+        if at == number:
+            real.put_object(Bucket="datasets", Key="large", Body=body.replace(b"0", b"1"))
+
+    flaw(s3, monkeypatch, before=overwrite)
+    with pytest.raises(Superseded):
+        read(s3.open("large", etag))
+
+
+def test_an_object_deleted_in_mid_read_is_missing(s3):
+    _, etag = large(s3)
+    stored = s3.open("large", etag)
+    s3.delete("large")
+    with pytest.raises(Missing):
+        read(stored)
+
+
+def test_reading_that_is_given_up_leaves_no_thread_at_work(s3):
+    _, etag = large(s3)
+    chunks = s3.open("large", etag).chunks
+    next(chunks)
+    chunks.close()
+    until(lambda: [t.name for t in threading.enumerate() if t.name.startswith("read")], lambda names: not names)

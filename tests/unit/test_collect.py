@@ -2,11 +2,14 @@ import base64
 import json
 
 import pytest
+from tunedrop.adapters import CONFIG, WEIGHTS
 from tunedrop.collect import Outcome, collect_results
-from tunedrop.errors import Denied, Missing, Throttled, Transient, Unauthorised
+from tunedrop.errors import Denied, Missing, Rejected, Throttled, Transient, Unauthorised
 from tunedrop.providers import PROFILES
 from tunedrop.runs import FINAL, Failure
+from tunedrop.smoke_test import with_wish
 
+from local.provider.training import adapter
 from tests.unit.fakes import Broken
 
 METRICS = b"step,train_loss\n1,2.5\n2,0.5\n"
@@ -16,6 +19,7 @@ PROBLEM = Failure("code", "A sentence.")
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     monkeypatch.setattr("tunedrop.collect.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("tunedrop.smoke_test.PAUSE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -55,6 +59,7 @@ def collect(run, outcome, provider, bucket, ledger):
 SUCCESS = Outcome("succeeded", None)
 TIMED_OUT = Outcome("timed_out", Failure("deadline", "too long"))
 REPORT, JOB, EVENTS, TABLE = ("report.json", "job.json", "events.jsonl", "metrics.csv")
+CHECKPOINTS = "checkpoints.json"
 
 
 def keys(run, *names):
@@ -172,6 +177,210 @@ def test_a_run_that_never_uploaded_has_nothing_to_look_for(run, provider, bucket
     assert collect(run, Outcome(state, PROBLEM), untouched, bucket, ledger)["run"]["state"] == state
 
 
+# Checkpoints and adapters
+
+
+def left(succeeded, provider, files, step=3):
+    """Has the job leave a checkpoint with these files."""
+    ids = [provider.upload(name, [content], len(content)).id for name, content in files.items()]
+    checkpoint = {"id": f"ftckpt_{step}", "step_number": step, "result_files": ids}
+    provider.left.setdefault(succeeded.job_id, []).append(checkpoint)
+    return ids
+
+
+FILES = adapter("llama", 3)
+OF_THE_ADAPTER = (CONFIG, WEIGHTS)
+
+
+def adapter_keys(run, *names):
+    return [f"adapters/{run.run_id}/{name}" for name in names]
+
+
+def test_checkpoints_are_listed(succeeded, provider, bucket, ledger):
+    provider.left[succeeded.job_id] = [{"id": "ftckpt_1", "step_number": 1}, {"id": "ftckpt_2", "step_number": 2}]
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert told["result_keys"] == keys(succeeded, REPORT, JOB, EVENTS, TABLE, CHECKPOINTS)
+    assert json.loads(bucket.objects[keys(succeeded, CHECKPOINTS)[0]]) == provider.left[succeeded.job_id]
+
+
+def test_an_adapter_is_brought_home(succeeded, provider, bucket, ledger):
+    left(succeeded, provider, FILES)
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert told["result_keys"][-2:] == adapter_keys(succeeded, *OF_THE_ADAPTER)
+    assert {key: body for key, body in bucket.objects.items() if key.startswith("adapters/")} == {
+        f"adapters/{succeeded.run_id}/{name}": FILES[name] for name in OF_THE_ADAPTER
+    }
+
+
+def test_an_adapter_is_told_of_where_it_is(succeeded, provider, bucket, ledger):
+    left(succeeded, provider, FILES)
+    answer = collect(succeeded, SUCCESS, provider, bucket, ledger)
+    assert f"Adapter:        adapters/{succeeded.run_id}/" in answer["message"]["email"].splitlines()
+
+
+def test_the_adapter_is_the_last_checkpoints_that_has_one(succeeded, provider, bucket, ledger):
+    for step in (2, 10, 9):
+        left(succeeded, provider, adapter("llama", step), step)
+    left(succeeded, provider, {"README.md": b"no adapter"}, 11)
+    collect(succeeded, SUCCESS, provider, bucket, ledger)
+    assert bucket.objects[adapter_keys(succeeded, WEIGHTS)[0]] == adapter("llama", 10)[WEIGHTS]
+
+
+def test_files_may_be_named_with_their_folder(succeeded, provider, bucket, ledger):
+    left(succeeded, provider, {f"checkpoint-3/{name}": body for name, body in FILES.items()})
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert told["result_keys"][-2:] == adapter_keys(succeeded, *OF_THE_ADAPTER)
+
+
+@pytest.mark.parametrize("strange", [None, 7, "file-1", {}, [None, 7, {}], []])
+def test_checkpoints_in_another_form_hold_no_adapter(succeeded, provider, bucket, ledger, strange):
+    provider.left[succeeded.job_id] = [{"id": "ftckpt_1", "step_number": "three", "result_files": strange}]
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert (told["state"], told["result_keys"][-1]) == ("succeeded", keys(succeeded, CHECKPOINTS)[0])
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        FILES[WEIGHTS][:-1],
+        FILES[WEIGHTS] + b"x",
+        FILES[WEIGHTS][:20],
+        b"",
+        b"1234567",
+        b"<html><body>Bad gateway</body></html>",
+        (2).to_bytes(8, "little") + b"[]",
+        (9).to_bytes(8, "little") + b'{"a": {}}',
+        (9).to_bytes(8, "little") + b"not JSON.",
+    ],
+    ids=["short", "long", "header cut", "empty", "no header", "HTML", "a list", "no offsets", "not JSON"],
+)
+def test_weights_that_are_not_whole_are_left_out(succeeded, provider, bucket, ledger, weights):
+    left(succeeded, provider, {**FILES, WEIGHTS: weights})
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert (told["state"], told["result_keys"][-1]) == ("succeeded", adapter_keys(succeeded, CONFIG)[0])
+    assert adapter_keys(succeeded, WEIGHTS)[0] not in bucket.objects
+
+
+@pytest.mark.parametrize("config", [b"", b"[]", b"\xff", b'"x"', b" " * (1 << 20) + b"{}"], ids=lambda c: c[:4])
+def test_weights_without_their_configuration_are_left_out(succeeded, provider, bucket, ledger, config):
+    left(succeeded, provider, {**FILES, CONFIG: config})
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert told["state"] == "succeeded"
+    assert not [key for key in bucket.objects if key.startswith("adapters/")]
+
+
+def test_weights_that_take_longer_than_the_run_has_are_left_out(succeeded, provider, bucket, ledger, monkeypatch):
+    monkeypatch.setattr("tunedrop.collect.LONGEST_FETCH_SECONDS", -1)
+    left(succeeded, provider, FILES)
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert (told["state"], told["result_keys"][-1]) == ("succeeded", adapter_keys(succeeded, CONFIG)[0])
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_what_did_not_succeed_leaves_no_adapter(training, provider, bucket, ledger, state):
+    left(training, provider, FILES)
+    provider.set_job(training.job_id, status=state)
+    collect(training, Outcome(state, PROBLEM), provider, bucket, ledger)
+    assert not [key for key in bucket.objects if key.startswith("adapters/")]
+
+
+# The smoke test
+
+
+@pytest.fixture
+def wished(succeeded, bucket):
+    """A run that has succeeded, whose report wishes a smoke test."""
+    bucket.put(keys(succeeded, REPORT)[0], with_wish('{"valid": true}', "Ask the canary.").encode())
+    return succeeded
+
+
+def report_of(run, bucket):
+    return json.loads(bucket.objects[keys(run, REPORT)[0]])
+
+
+def test_both_models_are_asked_and_their_answers_are_in_the_report(wished, provider, bucket, ledger):
+    ledger.update(wished.run_id, model="gpt-4o-mini")
+    collect(wished, SUCCESS, provider, bucket, ledger)
+    assert report_of(wished, bucket) == {
+        "valid": True,
+        "smoke_test": {
+            "prompt": "Ask the canary.",
+            "tuned": {"model": "ft:x", "answer": "ft:x was asked: Ask the canary."},
+            "base": {"model": "gpt-4o-mini", "answer": "gpt-4o-mini was asked: Ask the canary."},
+        },
+    }
+
+
+def test_neither_prompt_nor_answer_is_published_recorded_or_logged(wished, provider, bucket, ledger, caplog):
+    class Echoing:
+        def __getattr__(self, name):
+            return getattr(provider, name)
+
+        def ask(self, model, prompt, max_tokens):
+            if model == "ft:x":
+                raise Denied("http_400", f"cannot answer {prompt!r}")
+            return provider.ask(model, prompt, max_tokens)
+
+    answer = collect(wished, SUCCESS, Echoing(), bucket, ledger)
+    assert "canary" in report_of(wished, bucket)["smoke_test"]["tuned"]["error"]
+    assert "canary" not in json.dumps(answer)
+    assert "canary" not in json.dumps(ledger.get(wished.run_id).document())
+    assert caplog.records
+    assert "canary" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error", [Transient("x"), Throttled("x", 9), Unauthorised("x"), Denied("c", "m"), Rejected("c", "m")], ids=repr
+)
+def test_a_model_that_does_not_answer_leaves_the_success_one(wished, provider, bucket, ledger, error):
+    told = collect(wished, SUCCESS, Broken(provider, "ask", error, times=99), bucket, ledger)["run"]
+    assert (told["state"], told["fine_tuned_model"]) == ("succeeded", "ft:x")
+    asked = report_of(wished, bucket)["smoke_test"]
+    assert asked["tuned"]["error"] == asked["base"]["error"] == str(error)
+
+
+@pytest.mark.parametrize("error", [Transient("x"), Throttled("x", 9), Rejected("model_not_found", "m")], ids=repr)
+def test_a_model_that_is_served_a_while_later_is_asked_again(wished, provider, bucket, ledger, error):
+    collect(wished, SUCCESS, Broken(provider, "ask", error, times=2), bucket, ledger)
+    assert "answer" in report_of(wished, bucket)["smoke_test"]["tuned"]
+
+
+def test_asking_ends_in_time(wished, provider, bucket, ledger, monkeypatch):
+    monkeypatch.setattr("tunedrop.smoke_test.LONGEST_SECONDS", -1)
+    collect(wished, SUCCESS, provider, bucket, ledger)
+    assert provider.asked == []
+    assert "no time" in report_of(wished, bucket)["smoke_test"]["base"]["error"]
+
+
+def test_an_answer_is_bounded(wished, provider, bucket, ledger, monkeypatch):
+    monkeypatch.setattr(provider, "ask", lambda *_: "x" * 10**6)
+    collect(wished, SUCCESS, provider, bucket, ledger)
+    assert len(report_of(wished, bucket)["smoke_test"]["tuned"]["answer"]) == 4000
+
+
+def test_who_has_answered_is_not_asked_again(wished, provider, bucket, ledger):
+    with pytest.raises(Transient):
+        collect(wished, SUCCESS, provider, bucket, Broken(ledger, "finish", Transient("away")))
+    collect(wished, SUCCESS, provider, bucket, ledger)
+    assert [model for model, *_ in provider.asked] == ["ft:x", "m"]
+
+
+@pytest.mark.parametrize(
+    "report", ["{}", '{"smoke_test": true}', '{"smoke_test": {}}', "[]", "gone astray", '{"smoke_test": {"prompt": 7}}']
+)
+def test_a_report_without_a_wish_has_nobody_asked(succeeded, provider, bucket, ledger, report):
+    bucket.put(keys(succeeded, REPORT)[0], report.encode())
+    assert collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]["state"] == "succeeded"
+    assert provider.asked == []
+    assert bucket.objects[keys(succeeded, REPORT)[0]].decode() == report
+
+
+def test_nobody_is_asked_about_what_did_not_succeed(wished, provider, bucket, ledger):
+    provider.set_job(wished.job_id, status="cancelled", fine_tuned_model=None)
+    collect(wished, Outcome("cancelled", PROBLEM), provider, bucket, ledger)
+    assert provider.asked == []
+
+
 # Jobs that are still under way
 
 
@@ -226,19 +435,26 @@ def test_a_success_that_is_denied_us_now_stays_one(succeeded, provider, bucket, 
     [
         ("provider", "events", {EVENTS}),
         ("provider", "content", {TABLE}),
-        ("bucket", "write", {JOB, EVENTS, TABLE}),
+        ("provider", "checkpoints", {CHECKPOINTS, *OF_THE_ADAPTER}),
+        ("provider", "file", {*OF_THE_ADAPTER}),
+        ("provider", "chunks", {*OF_THE_ADAPTER}),
+        ("bucket", "write", {JOB, EVENTS, TABLE, CHECKPOINTS, *OF_THE_ADAPTER}),
+        ("bucket", "write_stream", {WEIGHTS}),
+        ("bucket", "open", set()),
     ],
 )
 @pytest.mark.parametrize(
     "error", [Transient("x"), Throttled("x", 9), Unauthorised("x"), Denied("c", "m"), Missing("c", "m")], ids=repr
 )
 def test_what_cannot_be_had_is_left_out(succeeded, provider, bucket, ledger, what, method, lost, error):
+    left(succeeded, provider, FILES)
     parts = {"provider": provider, "bucket": bucket, "ledger": ledger}
     parts[what] = Broken(parts[what], method, error, times=99)
     told = collect(succeeded, SUCCESS, **parts)["run"]
     assert (told["state"], told["fine_tuned_model"]) == ("succeeded", "ft:x")
-    kept = [name for name in (REPORT, JOB, EVENTS, TABLE) if name not in lost]
-    assert told["result_keys"] == keys(succeeded, *kept)
+    kept = keys(succeeded, *(name for name in (REPORT, JOB, EVENTS, TABLE, CHECKPOINTS) if name not in lost))
+    kept += adapter_keys(succeeded, *(name for name in OF_THE_ADAPTER if name not in lost))
+    assert told["result_keys"] == kept
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -1,6 +1,6 @@
 import pytest
 from tunedrop.create_job import LAST_LOOK_SECONDS, create_job
-from tunedrop.errors import Denied, Rejected, Throttled, Transient, Unauthorised, UnknownOutcome
+from tunedrop.errors import Cancelled, Denied, Rejected, Throttled, Transient, Unauthorised, UnknownOutcome
 from tunedrop.steps import Done, Wait, take
 
 from tests.unit.fakes import Broken, MemoryProvider
@@ -192,3 +192,32 @@ def test_another_runs_job_is_left_alone(run, provider, ledger):
     step(run, provider, ledger)
     others = [job for job in provider.jobs.values() if job.training_file != run.file_id]
     assert [job.status for job in others] == ["validating_files"]
+
+
+# A dataset that was deleted meanwhile
+
+
+@pytest.fixture
+def withdrawn(run, ledger, clock):
+    ledger.hold(run.run_id, run.bucket, run.key)
+    ledger.withdraw(run.bucket, run.key, clock.at + 1)
+    return run
+
+
+def test_nothing_is_created_for_a_dataset_that_was_deleted(withdrawn, provider, ledger):
+    with pytest.raises(Cancelled, match="its dataset was deleted") as caught:
+        step(withdrawn, provider, ledger)
+    assert caught.value.code == "dataset_deleted"
+    assert jobs(provider, withdrawn) == []
+
+
+def test_a_job_that_may_be_there_is_looked_for_before_the_run_ends(run, provider, ledger, clock):
+    lost = Broken(provider, "create_job", UnknownOutcome("reset"), after=True)
+    provider.lag = 60
+    with pytest.raises(UnknownOutcome):
+        step(run, lost, ledger)
+    ledger.hold(run.run_id, run.bucket, run.key)
+    ledger.withdraw(run.bucket, run.key, clock.at + 1)
+    assert isinstance(step(run, provider, ledger), Wait)
+    clock.advance(60)
+    assert step(run, provider, ledger) == Done("training"), "the next step cancels it"

@@ -82,17 +82,45 @@ def test_an_s3_creation_is_one(name):
     assert parse({"Records": [s3_record() | {"eventName": name}]})[0].created
 
 
-@pytest.mark.parametrize("action", ["DeleteObject", "LifecycleDeletion", "SomethingNew"])
-def test_an_r2_message_of_another_action_is_no_creation_and_needs_no_etag(action):
+@pytest.mark.parametrize(("action", "at"), [("DeleteObject", AT), ("LifecycleDeletion", AT), ("SomethingNew", "")])
+def test_an_r2_message_of_another_action_is_no_creation_and_needs_no_etag(action, at):
     message = r2_message(action=action)
     message["object"] = {"key": "a.jsonl"}
-    assert parse(message) == [ObjectEvent("datasets", "a.jsonl", "", None, AT, created=False)]
+    assert parse(message) == [ObjectEvent("datasets", "a.jsonl", "", None, AT, created=False, deleted_at=at)]
 
 
 def test_an_s3_removal_is_no_creation_and_needs_no_etag():
     record = s3_record() | {"eventName": "ObjectRemoved:Delete"}
     record["s3"]["object"] = {"key": "a.jsonl", "sequencer": "05"}
-    assert parse({"Records": [record]}) == [ObjectEvent("datasets", "a.jsonl", "", None, "05", created=False)]
+    assert parse({"Records": [record]}) == [
+        ObjectEvent("datasets", "a.jsonl", "", None, "05", created=False, deleted_at=AT)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        *(("ObjectRemoved:DeleteMarkerCreated", AT), ("s3:ObjectRemoved:Delete", AT)),
+        *(("LifecycleExpiration:Delete", AT), ("ObjectRestore:Completed", ""), ("ObjectCreated:Put", "")),
+    ],
+)
+def test_a_deletion_has_a_time_and_nothing_else_has(name, at):
+    assert parse({"Records": [s3_record() | {"eventName": name}]})[0].deleted_at == at
+
+
+@pytest.mark.parametrize("time", [None, 7, ...])
+def test_a_deletion_that_does_not_tell_its_time_has_none(time):
+    record = changed(s3_record(sequencer="05") | {"eventName": "ObjectRemoved:Delete"}, ["eventTime"], time)
+    assert not parse({"Records": [record]})[0].deletes_dataset
+
+
+@pytest.mark.parametrize(
+    ("key", "deletes"),
+    [("a.jsonl", True), *((k, False) for k in ("a.job.json", "a.validation.jsonl", "results/a.jsonl", "a.png"))],
+)
+def test_only_the_deletion_of_a_dataset_is_one(key, deletes):
+    assert parse(r2_message(key, action="DeleteObject"))[0].deletes_dataset is deletes
+    assert not parse(r2_message(key))[0].deletes_dataset
 
 
 def test_the_sequencer_goes_before_the_time():
@@ -270,6 +298,9 @@ def test_arbitrary_json_anywhere_makes_events_or_is_malformed_and_raises_nothing
         ("deep/er/a.b.jsonl", None),
         ("my-results/a.jsonl", None),
         ("results/0123/events.jsonl", "a result of Tunedrop's own"),
+        ("adapters/0123/adapter_config.json", "an adapter's file; nothing is trained on it"),
+        ("adapters/0123/adapter_model.safetensors", "an adapter's file; nothing is trained on it"),
+        ("adapters/mine/data.jsonl", "an adapter's file; nothing is trained on it"),
         ("a.validation.jsonl", "a validation set; it is read with its dataset"),
         ("a.job.json", "a job specification; it is read with its dataset"),
         ("a.json", "the key does not end in .jsonl"),

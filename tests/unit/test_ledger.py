@@ -196,6 +196,14 @@ def test_a_plan_reads_back_as_it_was(ledger, run):
     assert isinstance(ledger.planned(A)["method"]["dpo"]["n"], float)
 
 
+def test_a_note_reads_back_as_it_was_written_last(ledger, run):
+    assert ledger.noted(A, "a.jsonl") == {}
+    ledger.note(A, "a.jsonl", {"at": 1.5, "parts": {"0": "part_1"}})
+    ledger.note(A, "a.jsonl", {"at": 2.5, "parts": {"0": "part_1", "1": "part_2"}})
+    assert ledger.noted(A, "a.jsonl") == {"at": 2.5, "parts": {"0": "part_1", "1": "part_2"}}
+    assert ledger.noted(A, "b.jsonl") == {}
+
+
 def test_deliveries_are_remembered(ledger, run):
     assert ledger.delivered(A) == frozenset()
     for destination in ("d", "e", "d"):
@@ -310,3 +318,59 @@ def test_a_job_is_its_providers(ledger, run, wait):
 def test_a_callback_of_a_run_that_the_ledger_has_forgotten_wakes_nobody(ledger, run, wait):
     ledger.join("openai/ftjob-1", B)
     assert ledger.call_back("openai/ftjob-1") is None
+
+
+# Deleted objects
+
+KEY = "shop/ürders.jsonl"
+
+
+def later(clock, seconds=60):
+    return clock.at + seconds
+
+
+def test_a_deletion_finds_the_run_that_trains_on_the_object_and_its_token(ledger, run, wait, clock):
+    ledger.hold(A, "datasets", KEY)
+    assert not ledger.withdrawn(A)
+    wait(A, "token")
+    assert ledger.withdraw("datasets", KEY, later(clock)) == (A, "token")
+    assert ledger.withdrawn(A)
+
+
+def test_a_deletion_before_the_wait_leaves_nothing_to_wait_for(ledger, run, wait, clock):
+    ledger.hold(A, "datasets", KEY)
+    assert ledger.withdraw("datasets", KEY, later(clock)) == (A, None)
+    assert not wait(A, "token")
+    ledger.listen(A)
+    assert ledger.withdrawn(A), "a look does not forget it"
+
+
+def test_a_deletion_is_of_the_run_that_came_last(ledger, run, clock):
+    ledger.hold(A, "datasets", KEY)
+    ledger.begin(a_run(B))
+    ledger.hold(B, "datasets", KEY)
+    assert ledger.withdraw("datasets", KEY, later(clock)) == (B, None)
+    assert not ledger.withdrawn(A)
+
+
+@pytest.mark.parametrize(("bucket", "key", "after"), [("x", KEY, 60), ("datasets", "x", 60), ("datasets", KEY, 0)])
+def test_a_deletion_of_something_else_or_of_what_was_there_before_finds_nothing(ledger, run, clock, bucket, key, after):
+    ledger.hold(A, "datasets", KEY)
+    assert ledger.withdraw(bucket, key, later(clock, after)) is None
+    assert not ledger.withdrawn(A)
+
+
+def test_a_deletion_after_the_end_finds_nothing(ledger, run, clock):
+    ledger.hold(A, "datasets", KEY)
+    ledger.finish(A, "succeeded", None)
+    assert ledger.withdraw("datasets", KEY, later(clock)) is None
+
+
+def test_a_deletion_of_a_run_that_the_ledger_has_forgotten_finds_nothing(ledger, clock):
+    ledger.hold(B, "datasets", KEY)
+    assert ledger.withdraw("datasets", KEY, later(clock)) is None
+
+
+def test_whether_an_unknown_run_is_withdrawn_is_not_known(ledger):
+    with pytest.raises(UnknownRun):
+        ledger.withdrawn(B)

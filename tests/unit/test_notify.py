@@ -74,6 +74,20 @@ def test_the_type_names_the_final_state(run, ledger, state):
     assert json.loads(sender.posted[0][2])["type"] == f"run.{state}"
 
 
+def test_a_notice_is_a_message_of_its_own_under_an_id_of_its_own(run, ledger):
+    sender = MemorySender()
+    for _ in range(2):
+        assert notify(run, [HOOK, SLACK], sender=sender, ledger=ledger, notice="delayed")
+    assert sender.urls == [HOOK.url, SLACK.url], "each is told once"
+    assert json.loads(sender.posted[0][2])["type"] == "run.delayed"
+    assert "still in the queue" in sender.posted[1][2]
+
+    final = ledger.finish(run.run_id, "succeeded", None)
+    assert notify(final, [HOOK], sender=sender, ledger=ledger)
+    ids = [headers["webhook-id"] for url, headers, _ in sender.posted if url == HOOK.url]
+    assert ids == [f"msg_{run.run_id}_delayed", f"msg_{run.run_id}"]
+
+
 def test_each_webhook_has_its_own_secret(final, ledger):
     sender = MemorySender()
     notify(final, [HOOK, SECOND], sender=sender, ledger=ledger)

@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 import pytest
-from tunedrop.errors import Denied, Transient
-from tunedrop.poll_status import LONGEST_PAUSE_SECONDS, UNDER_WAY, poll_status
+from tunedrop.errors import Cancelled, Denied, Transient
+from tunedrop.poll_status import LONGEST_PAUSE_SECONDS, QUEUED, UNDER_WAY, poll_status
 from tunedrop.providers import PROFILES
 from tunedrop.settings import PollSettings
 from tunedrop.steps import Done, Wait, take
@@ -46,8 +46,11 @@ def test_a_job_that_succeeded_without_naming_its_model_yet_is_waited_for(run, pr
     assert caplog.records == []
 
 
-def test_a_job_that_was_cancelled_ends_the_run_as_cancelled(run, provider, ledger):
-    assert poll(run, provider, ledger, status="cancelled") == Done("cancelled")
+def test_a_job_that_was_cancelled_ends_the_run_and_says_where(run, provider, ledger):
+    with pytest.raises(Cancelled) as caught:
+        poll(run, provider, ledger, status="cancelled")
+    assert (caught.value.state, caught.value.code) == ("cancelled", "job_cancelled")
+    assert "at the fine-tuning service" in caught.value.message
 
 
 def test_a_job_that_failed_ends_the_run_with_the_services_own_reason(run, provider, ledger):
@@ -78,6 +81,75 @@ def test_a_state_that_cannot_be_read_says_nothing_about_the_job(run, provider, l
     with pytest.raises(Transient):
         poll_status(run, POLLS_ALONE, provider=Broken(provider, "job", Transient("500")), ledger=ledger)
     assert ledger.get(run.run_id).state == "training"
+
+
+# A dataset that was deleted meanwhile
+
+
+@pytest.fixture
+def withdrawn(run, ledger, clock):
+    ledger.hold(run.run_id, run.bucket, run.key)
+    ledger.withdraw(run.bucket, run.key, clock.at + 1)
+    return run
+
+
+@pytest.mark.parametrize("status", [*UNDER_WAY, "hibernating", "cancelled"])
+def test_the_job_of_a_dataset_that_was_deleted_is_cancelled(withdrawn, provider, ledger, status):
+    with pytest.raises(Cancelled, match="its dataset was deleted") as caught:
+        poll(withdrawn, provider, ledger, status=status)
+    assert (caught.value.state, caught.value.code) == ("cancelled", "dataset_deleted")
+    assert provider.job(withdrawn.job_id).status == "cancelled"
+
+
+def test_a_job_that_succeeded_before_its_dataset_was_deleted_is_a_success(withdrawn, provider, ledger):
+    assert poll(withdrawn, provider, ledger, status="succeeded", fine_tuned_model="ft:x") == Done("succeeded", "ft:x")
+
+
+def test_a_job_that_could_not_be_cancelled_is_cancelled_by_the_next_attempt(withdrawn, provider, ledger):
+    with pytest.raises(Transient):
+        poll(withdrawn, Broken(provider, "cancel_job", Transient("500")), ledger, status="running")
+    with pytest.raises(Cancelled):
+        poll(withdrawn, provider, ledger)
+
+
+def test_a_service_that_takes_its_time_to_cancel_is_waited_for(withdrawn, provider, ledger, monkeypatch):
+    monkeypatch.setattr(provider, "cancel_job", provider.job)
+    assert isinstance(poll(withdrawn, provider, ledger, status="running"), Wait)
+
+
+# Long in the queue
+
+
+@pytest.mark.parametrize("status", QUEUED)
+def test_a_job_long_in_the_queue_is_told_of_once_and_waited_for(run, provider, ledger, clock, status):
+    told = []
+    for _ in range(300):
+        outcome = poll(run, provider, ledger, status=status)
+        told.append((clock.at - provider.job(run.job_id).created_at, outcome.notice))
+        clock.advance(outcome.seconds)
+    [age] = [age for age, notice in told if notice]
+    assert DAY < age <= DAY + 900
+
+
+@pytest.mark.parametrize("status", ["running", "paused", "hibernating"])
+def test_a_job_that_is_not_in_the_queue_is_not_told_of(run, provider, ledger, clock, status):
+    clock.advance(3 * DAY)
+    assert poll(run, provider, ledger, status=status).notice is None
+
+
+def test_a_notice_that_was_lost_with_its_step_is_said_again_at_once_but_not_later(run, provider, ledger, clock):
+    clock.advance(2 * DAY)
+    notices = []
+    for pause in (0, 120, 600):
+        clock.advance(pause)
+        notices.append(poll(run, provider, ledger, status="queued").notice)
+    assert notices == ["delayed", "delayed", None]
+
+
+def test_with_callbacks_too_a_job_long_in_the_queue_is_told_of(run, provider, ledger, clock):
+    clock.advance(DAY + 1)
+    provider.set_job(run.job_id, status="pending")
+    assert poll_status(run, WITH_CALLBACKS, provider=provider, ledger=ledger) == Wait(HOUR, "training", "delayed")
 
 
 # When to ask again

@@ -1,6 +1,7 @@
 """The real client against the emulated service: what works, and what each fault comes out as."""
 
 import hashlib
+import json
 import traceback
 import tracemalloc
 from email.utils import formatdate
@@ -8,6 +9,7 @@ from time import time
 
 import pytest
 from tunedrop import provider as module
+from tunedrop.adapters import find_adapter
 from tunedrop.errors import Denied, Rejected, Superseded, Throttled, Transient, Unauthorised, UnknownOutcome
 from tunedrop.provider import OpenAIProvider
 from tunedrop.providers import PROFILES
@@ -17,6 +19,7 @@ from tests.unit.fakes import FakeSecret, MemoryProvider
 
 MODEL = "gpt-4o-mini-2024-07-18"
 CREATION = "/v1/fine_tuning/jobs$"
+CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,14 @@ def test_a_file_reads_back_as_it_was_sent(either):
     assert either.content(uploaded(either, "content.jsonl").id) == chats()
 
 
+def test_a_file_reads_back_in_chunks_too(either):
+    assert b"".join(either.chunks(uploaded(either, "chunks.jsonl").id)) == chats()
+
+
+def test_a_model_answers_a_prompt(either):
+    assert "How deep are apple seeds sown?" in either.ask(MODEL, "How deep are apple seeds sown?", 50)
+
+
 def test_jobs_are_found_by_their_training_file(either):
     file, other = uploaded(either, "a.jsonl"), uploaded(either, "b.jsonl")
     jobs = [either.create_job(model=MODEL, training_file=file.id, seed=seed) for seed in (1, 2)]
@@ -149,6 +160,92 @@ def test_events_come_oldest_first_and_all_of_them(provider, service, job_id, mon
     assert len(events) > 6
     assert [event["created_at"] for event in events] == sorted(event["created_at"] for event in events)
     assert events[0]["message"].startswith("Created fine-tuning job")
+
+
+def test_checkpoints_come_oldest_first_with_whatever_the_service_tells_of_them(provider, service, job_id, monkeypatch):
+    monkeypatch.setattr(module, "PAGE", 2)
+    steps = [checkpoint["step_number"] for checkpoint in provider.checkpoints(job_id)]
+    assert len(steps) == 3
+    assert steps == sorted(steps)
+
+
+def test_files_that_a_service_names_with_its_checkpoints_are_told(provider, service, file_id):
+    service.order("PATCH", "/manners", {"adapter_files": True})
+    try:
+        job = service.job(training_file=file_id)
+        service.wait_for(job.id, "succeeded")
+    finally:
+        service.order("PATCH", "/manners", {"adapter_files": False})
+    adapter = find_adapter(provider.checkpoints(job.id), provider)
+    weights = b"".join(provider.chunks(adapter["adapter_model.safetensors"]))
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    last = max(checkpoint["step_number"] for checkpoint in provider.checkpoints(job.id))
+    assert header["__metadata__"]["step"] == str(last)
+
+
+@pytest.mark.parametrize("whole_length", [False, True])
+def test_a_file_that_breaks_off_while_it_is_read_does_not_end_quietly(provider, service, file_id, whole_length):
+    service.fault("GET", f"/v1/files/{file_id}/content", {"truncate": 100, "whole_length": whole_length})
+    if whole_length:
+        with pytest.raises(Transient):
+            b"".join(provider.chunks(file_id))
+    else:  # nothing tells: what is read has to be looked at
+        assert len(b"".join(provider.chunks(file_id))) == 100
+
+
+@pytest.mark.parametrize("fault", [{"status": 500}, {"reset": "before"}, {"reset": "after"}], ids=str)
+def test_a_file_that_is_not_answered_is_no_end_of_the_file(provider, service, file_id, fault):
+    service.fault("GET", f"/v1/files/{file_id}/content", fault)
+    with pytest.raises(Transient):
+        b"".join(provider.chunks(file_id))
+
+
+def test_a_file_is_read_with_the_key_that_replaced_another(provider, service, secret, file_id, monkeypatch):
+    monkeypatch.setattr(secret, "_values", ["sk-old", KEY])
+    assert b"".join(provider.chunks(file_id)) == chats()
+
+
+def test_a_file_of_any_size_is_read_in_little_memory(provider, service):
+    size = 64 << 20
+    file = service.client.files.create(file=("large.bin", bytes(size)), purpose="batch")
+    tracemalloc.start()
+    try:
+        assert sum(map(len, provider.chunks(file.id))) == size
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20
+    finally:
+        tracemalloc.stop()
+
+
+# Asking a model
+
+
+def test_a_model_that_is_not_known_is_rejected(provider):
+    with pytest.raises(Rejected) as caught:
+        provider.ask("ft:nobody", "Hello?", 10)
+    assert caught.value.code == "model_not_found"
+
+
+def test_a_service_that_knows_the_limit_by_its_former_name_alone_is_asked_so(provider, service):
+    service.fault("POST", CHAT, {"status": 400, "body": {"error": {"message": "unknown: max_completion_tokens"}}})
+    assert "Hello?" in provider.ask(MODEL, "Hello?", 10)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 500},
+        {"status": 200, "body": {}},
+        {"status": 200, "body": {"id": "c", "choices": []}},
+        {"status": 200, "body": {"id": "c", "choices": None}},
+        {"html": 200},
+        {"reset": "after"},
+    ],
+    ids=str,
+)
+def test_an_answer_that_says_nothing_is_none(provider, service, fault):
+    service.fault("POST", CHAT, fault)
+    with pytest.raises(Transient):
+        provider.ask(MODEL, "Hello?", 10)
 
 
 def test_every_page_of_a_listing_is_read(provider, service, monkeypatch):

@@ -2,12 +2,18 @@ import pytest
 from tunedrop import settings
 from tunedrop.settings import MissingSetting, load
 
-WEBHOOK = {"BUCKET_NAME": "datasets", "WEBHOOK_SECRET_ARN": "arn:secret", "STATE_MACHINE_ARN": "arn:machine"}
+WEBHOOK = {
+    "BUCKET_NAME": "datasets",
+    "WEBHOOK_SECRET_ARN": "arn:secret",
+    "STATE_MACHINE_ARN": "arn:machine",
+    "LEDGER_TABLE": "ledger",
+    "ON_DELETION": "ignore",
+}
 
 
 def test_settings_are_read_from_the_variables_of_their_names():
     found = load(settings.WebhookSettings, WEBHOOK | {"UNRELATED": "1"})
-    assert found == settings.WebhookSettings("datasets", "arn:secret", "arn:machine")
+    assert found == settings.WebhookSettings("datasets", "arn:secret", "arn:machine", "ledger", "ignore")
 
 
 @pytest.mark.parametrize("name", WEBHOOK)

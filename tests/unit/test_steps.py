@@ -1,5 +1,8 @@
+import json
+
 import pytest
 from tunedrop.errors import (
+    Cancelled,
     Denied,
     Duplicate,
     Missing,
@@ -40,11 +43,20 @@ def test_a_wait_is_a_whole_number_of_at_least_one(run, seconds, answered):
     assert isinstance(answer["wait_seconds"], int)
 
 
+def test_a_notice_is_answered_as_it_is_published(run):
+    answer = take(lambda: Wait(900, "training", "delayed"), run, 168)
+    notice = answer["notice"]
+    assert (notice["kind"], notice["subject"]) == ("delayed", "Your job is still in the queue: orders.jsonl")
+    assert json.loads(notice["message"]["default"]) == run.document() | {"notice": "delayed"}
+    assert "more than a day" in notice["message"]["email"]
+
+
 @pytest.mark.parametrize(
     ("kind", "state"),
     [
         *((Rejected, "rejected"), (Denied, "failed"), (Superseded, "superseded"), (Missing, "missing")),
         *((Duplicate, "duplicate"), (OverBudget, "over_budget"), (TimedOut, "timed_out")),
+        (Cancelled, "cancelled"),
     ],
 )
 def test_a_final_error_ends_the_run_in_its_state(run, kind, state):

@@ -18,6 +18,7 @@ from tunedrop.provider import ProviderModel
 from tunedrop.providers import PROFILES
 from tunedrop.runs import Run, RunRequest
 from tunedrop.settings import UploadSettings
+from tunedrop.smoke_test import DEFAULT_PROMPT
 from tunedrop.steps import Done
 from tunedrop.upload import upload_dataset
 
@@ -87,6 +88,52 @@ def test_the_report_is_left_in_the_bucket(drop, upload, bucket):
     assert (report["valid"], report["examples"]) == (True, 12)
 
 
+def test_the_run_can_be_found_by_its_object(drop, upload, ledger, clock):
+    run = drop()
+    upload(run)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (run.run_id, None)
+
+
+def test_a_duplicate_does_not_take_the_object_from_the_run_that_trains_on_it(drop, upload, ledger, clock):
+    first, second = drop(), drop()
+    upload(first)
+    with pytest.raises(Duplicate):
+        upload(second)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (first.run_id, None)
+
+
+@pytest.mark.parametrize(("wish", "prompt"), [(True, DEFAULT_PROMPT), ("What does ü cost?", "What does ü cost?")])
+def test_the_wish_for_a_smoke_test_is_kept_in_the_report_alone(drop, upload, bucket, ledger, wish, prompt):
+    specify(bucket, smoke_test=wish)
+    run = drop()
+    upload(run)
+    report = json.loads(bucket.objects[f"results/{run.run_id}/report.json"])
+    assert (report["valid"], report["smoke_test"]) == (True, {"prompt": prompt})
+    assert prompt not in json.dumps([ledger.get(run.run_id).document(), ledger.planned(run.run_id)])
+
+
+@pytest.mark.parametrize("specification", [{}, {"smoke_test": False}])
+def test_a_report_wishes_no_smoke_test_by_itself(drop, upload, bucket, specification):
+    specify(bucket, **specification)
+    run = drop()
+    upload(run)
+    assert "smoke_test" not in json.loads(bucket.objects[f"results/{run.run_id}/report.json"])
+
+
+def test_a_deployment_is_refused_before_anything_is_paid(drop, upload, bucket, provider):
+    specify(bucket, deploy=True)
+    run = drop()
+    with pytest.raises(Rejected, match="does not deploy models yet") as caught:
+        upload(run)
+    assert caught.value.code == "unsupported"
+    assert uploads(provider, run) == []
+
+
+def test_who_wants_no_deployment_may_say_so(drop, upload, bucket):
+    specify(bucket, deploy=False)
+    assert upload(drop()) == Done("waiting")
+
+
 def test_the_job_is_planned_in_the_words_of_the_api(drop, upload, bucket, provider, ledger):
     specify(bucket, model="gpt-4.1-nano-2025-04-14", suffix="orders", seed=7, metadata={"team": "shop"})
     run = drop()
@@ -137,7 +184,7 @@ def test_a_broken_validation_set_rejects_the_run(drop, upload, bucket, provider)
 
 def test_a_validation_set_that_changes_meanwhile_is_checked_again(drop, upload, bucket):
     bucket.put("shop/orders.validation.jsonl", chats(40)[len(chats(30)) :])
-    # The job specification is looked for, then the validation set, then the dataset twice, then it again.
+    # The job specification is looked for, then the dataset, the validation set, the dataset once more, and that again.
     with pytest.raises(Transient, match="validation set changed"):
         upload(drop(), bucket=Broken(bucket, "open", Superseded("c", "m"), skip=4))
 
@@ -213,8 +260,9 @@ def test_a_dataset_that_was_overwritten_is_superseded(drop, upload, bucket, prov
 
 
 def test_a_dataset_that_is_overwritten_between_check_and_upload_is_superseded(drop, upload, bucket, provider):
+    bucket.put("shop/orders.job.json", b'{"refuse_sensitive": true}')  # or it would be read but once
     with pytest.raises(Superseded):
-        upload(drop(), bucket=Broken(bucket, "open", Superseded("c", "m"), skip=3))
+        upload(drop(), bucket=Broken(bucket, "open", Superseded("c", "m"), skip=4))
     assert provider.contents == {}
 
 

@@ -2,7 +2,9 @@ import json
 import time
 
 import pytest
+from tunedrop import clock as clock_module
 from tunedrop import signatures, webhook
+from tunedrop.deletion import Deletions
 from tunedrop.errors import Transient, Unauthorised
 from tunedrop.webhook import MAX_BODY_BYTES, take_notification
 
@@ -25,12 +27,12 @@ def executions():
     return MemoryExecutions()
 
 
-def post(value, executions, *, secret=None, headers=None):
+def post(value, executions, *, secret=None, headers=None, **others):
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     if headers is None:
         headers = signatures.sign(SECRET, "msg_1", time.time(), body.decode(errors="replace"))
     return take_notification(
-        headers, body, bucket="datasets", secret=secret or FakeSecret(SECRET), executions=executions
+        headers, body, bucket="datasets", secret=secret or FakeSecret(SECRET), executions=executions, **others
     )
 
 
@@ -125,3 +127,88 @@ def test_the_answer_is_json(executions):
     for value in (r2_message(), {}, {"Event": "s3:TestEvent"}):
         json.dumps(post(value, executions)[1])
     assert webhook.MAX_BODY_BYTES == 1024 * 1024
+
+
+# Deletions
+
+
+class MemoryWaker:
+    def __init__(self):
+        self.woken = []
+
+    def wake(self, token):
+        self.woken.append(token)
+
+
+@pytest.fixture
+def trained_on(run, ledger, clock):
+    """A run that trains on an object, and waits; the object is deleted an hour after it began."""
+    ledger.hold(run.run_id, run.bucket, run.key)
+    ledger.wait(run.run_id, "token")
+    return run
+
+
+def deletion(run, after=3600, **message):
+    at = clock_module.timestamp(clock_module.seconds(run.created_at) + after)
+    return r2_message(run.key, action="DeleteObject") | {"eventTime": at} | message
+
+
+def test_a_deleted_dataset_cancels_its_run_at_once(trained_on, ledger, executions):
+    waker = MemoryWaker()
+    deletions = Deletions(ledger, waker)
+    status, answer = post([deletion(trained_on), r2_message("b.jsonl")], executions, deletions=deletions)
+    assert status == 202
+    assert answer["cancelling"] == [{"key": trained_on.key, "run_id": trained_on.run_id}]
+    assert [accepted["key"] for accepted in answer["accepted"]] == ["b.jsonl"]
+    assert answer["ignored"] == []
+    assert ledger.withdrawn(trained_on.run_id)
+    assert waker.woken == ["token"]
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        pytest.param(-1, {}, id="before the run began"),
+        pytest.param(0, {}, id="as the run began"),
+        pytest.param(60, {"bucket": "other"}, id="another bucket"),
+        pytest.param(60, {"object": {"key": "other.jsonl"}}, id="another object"),
+        pytest.param(60, {"eventTime": "yesterday"}, id="no time"),
+        pytest.param(60, {"action": "SomethingNew"}, id="no deletion"),
+    ],
+)
+def test_another_deletion_cancels_nothing(trained_on, ledger, executions, after, message):
+    waker = MemoryWaker()
+    _, answer = post(deletion(trained_on, after, **message), executions, deletions=Deletions(ledger, waker))
+    assert (answer["accepted"], len(answer["ignored"])) == ([], 1)
+    assert "cancelling" not in answer
+    assert not ledger.withdrawn(trained_on.run_id)
+    assert waker.woken == []
+
+
+def test_the_deletion_of_a_dataset_that_was_trained_on_is_ignored(trained_on, ledger, executions):
+    ledger.finish(trained_on.run_id, "succeeded", None)
+    _, answer = post(deletion(trained_on), executions, deletions=Deletions(ledger, MemoryWaker()))
+    assert answer["ignored"] == [{"key": trained_on.key, "reason": "no object was created"}]
+
+
+def test_a_stack_that_ignores_deletions_does(trained_on, ledger, executions):
+    _, answer = post(deletion(trained_on), executions)
+    assert answer["ignored"] == [{"key": trained_on.key, "reason": "no object was created"}]
+    assert not ledger.withdrawn(trained_on.run_id)
+
+
+def test_a_deletion_that_could_not_be_noted_is_answered_503_and_cancels_when_it_is_repeated(
+    trained_on, ledger, executions
+):
+    broken = Broken(ledger, "withdraw", Transient("DynamoDB answered 500"))
+    assert post(deletion(trained_on), executions, deletions=Deletions(broken, MemoryWaker()))[0] == 503
+    assert post(deletion(trained_on), executions, deletions=Deletions(ledger, MemoryWaker()))[0] == 202
+    assert ledger.withdrawn(trained_on.run_id)
+
+
+def test_a_run_that_could_not_be_woken_is_woken_when_the_deletion_is_repeated(trained_on, ledger, executions):
+    waker = MemoryWaker()
+    asleep = Broken(waker, "wake", Transient("Step Functions answered 500"))
+    assert post(deletion(trained_on), executions, deletions=Deletions(ledger, asleep))[0] == 503
+    assert post(deletion(trained_on), executions, deletions=Deletions(ledger, asleep))[0] == 202
+    assert waker.woken == ["token"]

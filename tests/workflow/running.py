@@ -254,7 +254,12 @@ class RunningStack:
         return until(lambda: self.run(run_id), lambda run: run is not None and run["state"] == state, ENDED_WITHIN)
 
     def notifications(self, run_id: str) -> list[dict[str, Any]]:
-        return [note for note in self.control("notifications") if note["message"]["data"]["run_id"] == run_id]
+        """What was told of a run's end."""
+        return [note for note in self.control("notifications") if note["id"] == f"msg_{run_id}"]
+
+    def notices(self, run_id: str) -> list[dict[str, Any]]:
+        """What was told of a run before its end."""
+        return [note for note in self.control("notifications") if note["id"].startswith(f"msg_{run_id}_")]
 
     def execution(self, run_id: str) -> dict[str, Any]:
         arn = self.address["state_machine"].replace(":stateMachine:", ":execution:") + f":{run_id}"
@@ -303,7 +308,7 @@ class RunningStack:
         assert len(jobs) <= 1, "the run was paid more than once"
         assert all(job["status"] in ("succeeded", "failed", "cancelled") for job in jobs), "a job was left running"
         assert run["job_id"] == (jobs[0]["id"] if jobs else None)
-        assert set(run["result_keys"]) == self.keys(f"results/{run_id}/")
+        assert set(run["result_keys"]) == self.keys(f"results/{run_id}/") | self.keys(f"adapters/{run_id}/")
         return Ended(run, notification, execution, jobs, files)
 
     def assert_settled(self) -> None:
@@ -314,7 +319,8 @@ class RunningStack:
         names = [execution["name"] for execution in executions]
         assert len(names) == len(set(names)), "a run was executed more than once"
         assert not [execution["name"] for execution in executions if execution["status"] == "RUNNING"]
-        told = sorted(note["message"]["data"]["run_id"] for note in self.control("notifications"))
+        notes = [note for note in self.control("notifications") if note["message"]["data"]["finished_at"]]
+        told = sorted(note["message"]["data"]["run_id"] for note in notes)
         assert told == sorted(names), "a run was not told of exactly once"
         jobs = self.provider("GET", "/ledger")["jobs"]
         paid = [job["training_file"] for job in jobs]

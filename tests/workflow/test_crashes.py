@@ -68,9 +68,19 @@ def test_collecting_that_fails_for_good_leaves_a_success_a_success(stack, key, d
     assert "Tell of the model alone" in stack.states(run_id)
 
 
-def test_collecting_that_fails_for_good_without_a_model_fails_the_run(stack, key, dataset):
+def test_collecting_that_fails_for_good_leaves_what_was_found_out(stack, key, dataset):
     stack.crash("CollectFunction", "error")
     run_id = stack.drop(key, dataset(9))
+    ended = stack.ended(run_id)
+
+    assert (ended.state, ended.code) == ("rejected", "too_few_examples")
+    assert "Tell of the answer alone" in stack.states(run_id)
+
+
+def test_collecting_that_fails_for_good_after_a_failure_fails_the_run(stack, key, dataset):
+    stack.crash("CreateJobFunction", **CRASHES)
+    stack.crash("CollectFunction", "error")
+    run_id = stack.drop(key, dataset())
     ended = stack.ended(run_id)
 
     assert (ended.state, ended.code) == ("failed", "results_not_collected")

@@ -43,7 +43,7 @@ def test_a_dataset_with_its_validation_set_and_specification_becomes_a_model(sta
 
     results = f"results/{run_id}"
     assert set(ended.run["result_keys"]) == {
-        f"{results}/{name}" for name in ("report.json", "job.json", "events.jsonl", "metrics.csv")
+        f"{results}/{name}" for name in ("report.json", "job.json", "events.jsonl", "metrics.csv", "checkpoints.json")
     }
     assert json.loads(stack.get(f"{results}/report.json"))["valid"] is True
     assert json.loads(stack.get(f"{results}/job.json"))["fine_tuned_model"] == ended.run["fine_tuned_model"]
@@ -69,6 +69,38 @@ def test_the_bytes_that_are_trained_on_are_those_that_were_dropped(stack, key, d
 
     assert ended.state == "succeeded"
     assert ended.files[0]["bytes"] == len(body)  # without the byte order mark
+
+
+def test_an_adapter_and_the_answers_of_a_smoke_test_are_brought_home(stack, key, dataset):
+    prompt = "What becomes of a pear in winter?"
+    stack.put(key.replace(".jsonl", ".job.json"), json.dumps({"smoke_test": prompt}).encode())
+    stack.provider("PATCH", "/manners", {"adapter_files": True})
+    try:
+        ended = stack.ended(stack.drop(key, dataset()))
+    finally:
+        stack.provider("PATCH", "/manners", {"adapter_files": False})
+
+    assert ended.state == "succeeded"
+    run_id = ended.run["run_id"]
+    folder = f"adapters/{run_id}"
+    assert set(ended.run["result_keys"]) > {f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"}
+    weights = stack.get(f"{folder}/adapter_model.safetensors")
+    header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    (last, *_) = json.loads(stack.get(f"results/{run_id}/checkpoints.json"))[::-1]
+    assert header["__metadata__"]["step"] == str(last["step_number"])
+    assert last["fine_tuned_model_checkpoint"] == ended.run["fine_tuned_model"]
+
+    asked = json.loads(stack.get(f"results/{run_id}/report.json"))["smoke_test"]
+    assert asked["prompt"] == prompt
+    assert asked["tuned"]["model"] == ended.run["fine_tuned_model"]
+    assert asked["base"]["model"] == ended.run["model"]
+    assert all(asked[model]["answer"].endswith(prompt) for model in ("tuned", "base"))
+    assert "pear" not in json.dumps(
+        [ended.notification, stack.history(run_id), stack.ledger._item(run_id)], default=str
+    )
+
+    told = stack.delivery(f"{folder}/adapter_model.safetensors", 0)
+    assert told["answer"]["accepted"] == [], "an adapter's arrival starts no run"
 
 
 # Rejected
@@ -182,6 +214,52 @@ def test_a_paused_job_is_waited_for(stack, key, dataset):
     job_id = stack.reaches(run_id, "training")["job_id"]
     until(lambda: stack.provider_job(job_id)["status"], lambda status: status == "paused")
     stack.provider_job(job_id, "resume")
+
+    assert stack.ended(run_id).state == "succeeded"
+
+
+@pytest.fixture(scope="module")
+def attentive():
+    """A stack that cancels the runs of deleted datasets, and whose day is four seconds long."""
+    attentive = RunningStack("--set", "OnDeletion=cancel", "--set", "CallbackHeartbeatMinutes=0", time_scale=20_000)
+    yield attentive
+    attentive.assert_settled()
+    attentive.close()
+
+
+def test_a_dataset_that_is_deleted_while_its_job_is_under_way_cancels_it(attentive, key, dataset):
+    attentive.next_job("stuck")
+    run_id = attentive.drop(key, dataset())
+    attentive.reaches(run_id, "training")
+    attentive.s3.delete_object(Bucket=attentive.bucket, Key=key)
+
+    ended = attentive.ended(run_id)
+    assert (ended.state, ended.code) == ("cancelled", "dataset_deleted")
+    assert ended.jobs[0]["status"] == "cancelled", "nothing may be left running"
+    told = attentive.delivery(key, 1)["answer"]
+    assert told["cancelling"] == [{"key": key, "run_id": run_id}]
+
+
+def test_a_job_long_in_the_queue_is_told_of_once_and_waited_for(attentive, key, dataset):
+    attentive.next_job("stuck", after_seconds=1)
+    run_id = attentive.drop(key, dataset())
+    (notice,) = until(lambda: attentive.notices(run_id), bool)
+    polls = attentive.states(run_id).count("Poll status")
+    until(lambda: attentive.states(run_id).count("Poll status"), lambda found: found > polls + 3)
+
+    assert (notice["id"], notice["message"]["type"]) == (f"msg_{run_id}_delayed", "run.delayed")
+    assert notice["message"]["data"]["state"] == "training"
+    assert attentive.execution(run_id)["status"] == "RUNNING"
+    attentive.provider_job(attentive.run(run_id)["job_id"], "cancel")
+    assert attentive.ended(run_id).code == "job_cancelled"
+    assert attentive.notices(run_id) == [notice]
+    assert attentive.states(run_id).count("Publish notice") == 1
+
+
+def test_a_dataset_that_is_deleted_is_trained_on_all_the_same_where_nobody_wants_it_otherwise(stack, key, dataset):
+    run_id = stack.drop(key, dataset())
+    stack.reaches(run_id, "training")
+    stack.s3.delete_object(Bucket=stack.bucket, Key=key)
 
     assert stack.ended(run_id).state == "succeeded"
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import boto3
 import botocore.session
@@ -14,7 +18,7 @@ from botocore.config import Config
 from botocore.credentials import CredentialProvider, CredentialResolver, DeferredRefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
-from tunedrop.errors import Denied, Missing, Superseded, Transient, Unauthorised
+from tunedrop.errors import Denied, Missing, Superseded, Transient, TunedropError, Unauthorised
 from tunedrop.secret_store import CACHE_SECONDS, Secret, StoredSecret
 from tunedrop.settings import StorageSettings, load
 
@@ -22,9 +26,14 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CHUNK_BYTES = 1 << 20
+RANGE_BYTES = 4 << 20
+RANGES_AHEAD = 3  # read at the same time; with the one that is handed out, 16 MiB at most are held
+READ_ATTEMPTS = 4  # at each range
+PART_BYTES = 8 << 20
 
 _GONE = ("404", "NoSuchKey", "NoSuchBucket")
 _CHANGED = ("412", "PreconditionFailed")
+_NO_SUCH_RANGE = ("416", "InvalidRange")
 _REFUSED = ("401", "Unauthorized", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
 
 
@@ -38,6 +47,11 @@ class StoredObject:
     chunks: Iterator[bytes]
 
 
+class _Place(TypedDict):
+    Bucket: str
+    Key: str
+
+
 class Bucket(Protocol):
     """The bucket that datasets are dropped into. Every method raises what :class:`S3Bucket`'s does."""
 
@@ -46,6 +60,9 @@ class Bucket(Protocol):
 
     def write(self, key: str, body: bytes, content_type: str) -> None:
         """Writes a whole object."""
+
+    def write_stream(self, key: str, chunks: Iterable[bytes], content_type: str) -> None:
+        """Writes an object as its chunks come; what the chunks raise leaves none behind."""
 
 
 class S3Bucket:
@@ -57,18 +74,26 @@ class S3Bucket:
         self._client = s3_client(endpoint, credentials)
 
     def open(self, key: str, etag: str | None = None) -> StoredObject:
-        """Opens an object for reading in chunks of 1 MiB; with ``etag`` (unquoted) only that version of it.
+        """Opens an object for reading in chunks of at most 1 MiB; with ``etag`` (unquoted) only that version of it.
+
+        A large object is read in ranges, some of them at the same time and ahead of the reader, all of one version. A
+        range that breaks off is asked for again. Threads are at work only while the chunks are being read.
 
         Raises:
-            Missing: there is no such object.
-            Superseded: it is another version by now.
+            Missing: there is no such object; while reading, too.
+            Superseded: it is another version by now; while reading, too, and then without ``etag`` as well.
             Unauthorised, Denied: the store does not accept our credentials, or not for this.
             Transient: the store did not answer properly; while reading, too.
         """
-        condition: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
-        answer = self._ask(lambda s3: s3.get_object(Bucket=self._name, Key=key, **condition), key)
-        size = answer["ContentLength"]
-        return StoredObject(key, answer["ETag"].strip('"'), size, _chunks(answer["Body"], key, size))
+        try:
+            answer = self._get(key, etag, f"bytes=0-{RANGE_BYTES - 1}")
+        except _NoSuchRange:  # it is empty
+            answer = self._get(key, etag)
+        length = answer["ContentLength"]
+        # A store that takes no notice of ranges has answered the whole.
+        size = int(answer["ContentRange"].rpartition("/")[2]) if answer.get("ContentRange") else length
+        version = _Version(key, answer["ETag"].strip('"'), size)
+        return StoredObject(key, version.etag, size, self._chunks(version, length, answer["Body"]))
 
     def write(self, key: str, body: bytes, content_type: str) -> None:
         """Writes a whole object; writing it again is harmless.
@@ -79,6 +104,94 @@ class S3Bucket:
             Transient: the store did not answer properly.
         """
         self._ask(lambda s3: s3.put_object(Bucket=self._name, Key=key, Body=body, ContentType=content_type), key)
+
+    def write_stream(self, key: str, chunks: Iterable[bytes], content_type: str) -> None:
+        """Writes an object of any size in parts of 8 MiB, of which it keeps one in memory.
+
+        It is there once it is whole: when the chunks raise, or a part is not taken, what was written is discarded.
+
+        Raises:
+            Missing, Unauthorised, Denied, Transient: as :meth:`write` does; besides, whatever the chunks raise.
+        """
+        parts = _parts(chunks)
+        first = next(parts, b"")
+        if len(first) < PART_BYTES:
+            self.write(key, first, content_type)
+            return
+        place: _Place = {"Bucket": self._name, "Key": key}
+        begun = self._ask(lambda s3: s3.create_multipart_upload(**place, ContentType=content_type), key)
+        upload_id = begun["UploadId"]
+        try:
+            taken = []
+            for number, part in enumerate(chain((first,), parts), 1):
+                tag = self._write_part(place, upload_id, number, part)
+                taken.append({"PartNumber": number, "ETag": tag})
+            whole: Any = {"Parts": taken}
+            self._ask(
+                lambda s3: s3.complete_multipart_upload(**place, UploadId=upload_id, MultipartUpload=whole),
+                key,
+            )
+        except BaseException:
+            with suppress(TunedropError):  # the store discards unfinished ones by itself in time
+                self._ask(lambda s3: s3.abort_multipart_upload(**place, UploadId=upload_id), key)
+            raise
+
+    def _write_part(self, place: _Place, upload_id: str, number: int, part: bytes) -> str:
+        taken = self._ask(
+            lambda s3: s3.upload_part(**place, UploadId=upload_id, PartNumber=number, Body=part), place["Key"]
+        )
+        return taken["ETag"]
+
+    def _chunks(self, version: _Version, length: int, opening: Any) -> Iterator[bytes]:
+        """The chunks of an object, of which ``opening`` is the body of the first ``length`` bytes."""
+        spans = ((start, min(start + RANGE_BYTES, version.size)) for start in range(length, version.size, RANGE_BYTES))
+        pool = ThreadPoolExecutor(RANGES_AHEAD, "read")
+        try:
+            ahead = deque(pool.submit(self._whole, version, *span) for span in islice(spans, RANGES_AHEAD))
+            yield from self._read(version, 0, length, opening)
+            while ahead:
+                chunks = ahead.popleft().result()
+                ahead.extend(pool.submit(self._whole, version, *span) for span in islice(spans, 1))
+                yield from chunks
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _whole(self, version: _Version, start: int, end: int) -> list[bytes]:
+        return list(self._read(version, start, end))
+
+    def _read(self, version: _Version, start: int, end: int, body: Any = None) -> Iterator[bytes]:
+        """The bytes from ``start`` to before ``end``; where reading breaks off, it goes on with a new request."""
+        why = "it ended"
+        for _ in range(READ_ATTEMPTS):
+            try:
+                for chunk in (body or self._part(version, start, end)).iter_chunks(CHUNK_BYTES):
+                    start += len(chunk)
+                    if start > end:
+                        break
+                    yield chunk
+            except (BotoCoreError, HTTPClientError, Transient) as error:
+                why = f"{type(error).__name__}: {error}"[:200]
+            if start >= end:
+                break
+            body = None
+        if start != end:
+            raise Transient(f"reading {version.key} broke off after {start} of {version.size} bytes ({why})")
+
+    def _part(self, version: _Version, start: int, end: int) -> Any:
+        answer = self._get(version.key, version.etag, f"bytes={start}-{end - 1}")
+        if answer["ETag"].strip('"') != version.etag:
+            raise _superseded(version.key)  # a store that takes no notice of conditions
+        if not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
+            raise Transient("another range came than was asked for")
+        return answer["Body"]
+
+    def _get(self, key: str, etag: str | None, span: str = "") -> Any:
+        asked: dict[str, Any] = {"Bucket": self._name, "Key": key}
+        if etag:
+            asked["IfMatch"] = f'"{etag}"'
+        if span:
+            asked["Range"] = span
+        return self._ask(lambda s3: s3.get_object(**asked), key)
 
     def _ask[Answer](self, call: Callable[[S3Client], Answer], key: str) -> Answer:
         try:
@@ -159,16 +272,33 @@ def _keys(text: str) -> tuple[str, str]:
         ) from error
 
 
-def _chunks(body: Any, key: str, size: int) -> Iterator[bytes]:
-    read = 0
-    try:
-        for chunk in body.iter_chunks(CHUNK_BYTES):
-            read += len(chunk)
-            yield chunk
-    except (BotoCoreError, HTTPClientError) as error:
-        raise Transient(f"reading {key} broke off after {read} of {size} bytes ({type(error).__name__})") from error
-    if read != size:
-        raise Transient(f"reading {key} ended after {read} of {size} bytes")
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """What is read: all of it has the same eTag."""
+
+    key: str
+    etag: str
+    size: int
+
+
+class _NoSuchRange(Exception):
+    """The object ends before the range begins."""
+
+
+def _superseded(key: str) -> Superseded:
+    return Superseded("object_changed", f"{key} was overwritten after this event; its newer version has its own run")
+
+
+def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks in parts of one size, as R2 wants them; only the last one is smaller."""
+    part = bytearray()
+    for chunk in chunks:
+        part += chunk
+        while len(part) >= PART_BYTES:
+            yield bytes(part[:PART_BYTES])
+            del part[:PART_BYTES]
+    if part:
+        yield bytes(part)
 
 
 def _translated(error: ClientError | BotoCoreError, key: str) -> Exception:
@@ -179,9 +309,9 @@ def _translated(error: ClientError | BotoCoreError, key: str) -> Exception:
     if code in _GONE:
         return Missing("object_missing", f"{key} is no longer in the bucket: drop it again if it is still wanted")
     if code in _CHANGED:
-        return Superseded(
-            "object_changed", f"{key} was overwritten after this event; its newer version has its own run"
-        )
+        return _superseded(key)
+    if code in _NO_SUCH_RANGE:
+        return _NoSuchRange()
     if code in _REFUSED:
         return Unauthorised(f"the bucket refused our credentials ({code}): put valid ones into the storage secret")
     if status == 403:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from tunedrop import for_people, job_request, prices
-from tunedrop.dataset import DatasetCheck, Finding, Report, combine
+from tunedrop import for_people, prices
+from tunedrop.dataset import DatasetCheck, Report
 from tunedrop.dataset.check import MAX_LINE
-from tunedrop.dataset.mend import Mender
-from tunedrop.job_specification import JobSpecification, parse
+from tunedrop.dataset.mend import Mender, Unmendable
+from tunedrop.preflight import Wanted, preflight
 from tunedrop.providers import PROFILES, InvalidProviders, ProviderProfile, read_profiles
-from tunedrop.tokens import Tokenizer
 
 VALID, REJECTED, USAGE = 0, 1, 2
 
@@ -34,11 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return max([_check_file(file, options) for file in options.files])
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (or the interpreter fails once more at its end)
+        return VALID
     except (UsageError, OSError) as error:
         sys.stderr.write(f"tunedrop: {error}\n")
         return USAGE
-    except BrokenPipeError:
-        return VALID
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,35 +80,21 @@ def _check_file(file: str, options: argparse.Namespace) -> int:
         raise UsageError("--validation and --fix belong to one file; give one")
     if options.fix and file == "-":
         raise UsageError("--fix reads the file twice; give a file, not standard input")
-    profiles = _profiles(options)
-    specification, errors = _specification(options, profiles)
-    provider = options.provider or specification.provider
-    profile = profiles[provider or "openai"]
-    name = options.model or specification.model
-    model = prices.look_up(name, _own_prices(options.prices)) if name else prices.TrainingModel(name="")
-    job_errors, job_warnings = _judge_model(model, profile.like if provider else None)
-    unmet = job_request.unmet(specification, profile) if provider else ()
-    job_errors += [Finding("job", None, wish.code, wish.path, wish.message) for wish in unmet]
-    check = DatasetCheck(
-        method=specification.method_name,
-        profile=profile.data,
-        tokens=None if options.no_tokens else Tokenizer(model.encoding, options.jobs),
-        model=model,
-        epochs=specification.epochs,
+    wanted = Wanted(
+        today=datetime.now(UTC).date(),
+        model=options.model,
+        provider=options.provider,
+        profiles=_profiles(options),
+        own_prices=_own_prices(options.prices),
+        count_tokens=not options.no_tokens,
         scan=not options.no_scan,
-        refuse_sensitive=specification.refuse_sensitive,
+        threads=options.jobs,
         max_findings=options.max_errors,
     )
-    for chunk in _chunks(file):
-        check.feed(chunk)
-    validation = None
-    if options.validation:
-        validation = check.for_validation()
-        for chunk in _chunks(str(options.validation)):
-            validation.feed(chunk)
-    if message := prices.over_budget(check.finish().estimate, specification.max_cost_usd):
-        job_errors.append(Finding("job", None, "over_budget", "max_cost_usd", message))
-    report = combine(check, validation, [*errors, *job_errors], job_warnings)
+    specification = options.job.read_bytes() if options.job else None
+    validation = _chunks(str(options.validation)) if options.validation else None
+    found = preflight(_chunks(file), validation, specification, wanted)
+    report, check = found.report, found.check
     if options.json:
         sys.stdout.write(report.to_json() + "\n")
     else:
@@ -129,16 +115,6 @@ def _profiles(options: argparse.Namespace) -> Mapping[str, ProviderProfile]:
     return profiles
 
 
-def _specification(
-    options: argparse.Namespace, profiles: Mapping[str, ProviderProfile]
-) -> tuple[JobSpecification, tuple[Finding, ...]]:
-    """The job specification, an empty one where there is none or it is invalid, and what is wrong with it."""
-    if options.job is None:
-        return JobSpecification(), ()
-    parsed = parse(options.job.read_bytes(), None if options.provider else profiles)
-    return (parsed, ()) if isinstance(parsed, JobSpecification) else (JobSpecification(), parsed)
-
-
 def _own_prices(file: Path | None) -> prices.PriceList | None:
     if file is None:
         return None
@@ -146,17 +122,6 @@ def _own_prices(file: Path | None) -> prices.PriceList | None:
         return msgspec.json.decode(file.read_bytes(), type=prices.PriceList)
     except msgspec.DecodeError as error:
         raise UsageError(f"{file}: {error}") from None
-
-
-def _judge_model(model: prices.TrainingModel, provider: str | None) -> tuple[list[Finding], list[Finding]]:
-    """Errors and warnings about the model's end; only a provider that was named is certain to have ended it."""
-    end = model.end(provider or "openai", datetime.now(UTC).date())
-    if end is None:
-        return [], []
-    ended, message = end
-    if ended and provider:
-        return [Finding("job", None, "model_shut_down", "model", message)], []
-    return [], [Finding("job", None, "model_shut_down" if ended else "model_near_shutdown", "model", message)]
 
 
 def _chunks(file: str) -> Iterator[bytes]:
@@ -180,15 +145,19 @@ def _chunks(file: str) -> Iterator[bytes]:
 
 
 def _mend(source: Path, target: Path, check: DatasetCheck, report: Report) -> None:
-    if beyond := {finding.code for finding in report.errors} & {"compressed", "line_too_long", "not_utf8"}:
-        raise UsageError(f"--fix cannot mend {', '.join(sorted(beyond))}; nothing was written")
+    if report.errors and report.errors[0].code == "compressed":
+        raise UsageError("--fix cannot mend a compressed file; nothing was written")
     if target.exists() and target.samefile(source):
         raise UsageError("--fix writes another file than it reads; name another")
     repeats = {line for line, _ in check.fingerprints.repeats()}
     mender = Mender(repeats, completions=report.format == "completion", max_line=MAX_LINE)
-    with target.open("wb") as stream:
-        stream.writelines(mender.mend(_chunks(str(source))))
-    mended = ", ".join(f"{count:,} × {kind}" for kind, count in mender.mended.items() if count)
+    try:
+        with target.open("wb") as stream:
+            stream.writelines(mender.mend(_chunks(str(source))))
+    except Unmendable as error:
+        target.unlink()
+        raise UsageError(f"--fix cannot mend this file: {error}; nothing was written") from None
+    mended = ", ".join(f"{count:,} x {kind}" for kind, count in mender.mended.items() if count)
     sys.stderr.write(f"wrote {target}; mended: {mended or 'nothing'}\n")
 
 

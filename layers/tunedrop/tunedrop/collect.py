@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tunedrop.adapters import CONFIG, WEIGHTS, fetch_config, fetch_weights, find_adapter
 from tunedrop.bucket import Bucket
 from tunedrop.create_job import keep_oldest
 from tunedrop.errors import Final, TunedropError
@@ -18,10 +19,13 @@ from tunedrop.ledger import Ledger
 from tunedrop.metrics import training_loss
 from tunedrop.provider import Provider, ProviderJob
 from tunedrop.runs import FINAL, Failure, Run, results_key
-from tunedrop.texts import subject_of, text_of
+from tunedrop.smoke_test import smoke_test
+from tunedrop.texts import message_of, subject_of
 
 ENDED = ("succeeded", "failed", "cancelled")
 METRICS = "metrics.csv"
+CHECKPOINTS = "checkpoints.json"
+LONGEST_FETCH_SECONDS = 150
 TRIES = 3
 PAUSE_SECONDS = 1.0
 
@@ -75,12 +79,11 @@ def collect_results(
     """
     if not run.is_final:
         run = _end(run, outcome, provider, bucket, ledger)
-    text = text_of(run)
     return {
         "run": run.document(),
         "subject": subject_of(run),
         "cause": run.error.message if run.error else run.state,
-        "message": {"default": json.dumps(run.document()), "email": text},
+        "message": message_of(run),
     }
 
 
@@ -100,7 +103,11 @@ def _end(run: Run, outcome: Outcome, provider: Provider, bucket: Bucket, ledger:
             fields |= {"fine_tuned_model": job.fine_tuned_model, "trained_tokens": job.trained_tokens}
             fields["next_step"] = provider.profile.after_success or None
         saved = _save(run, job, provider, bucket)
-        fields["result_keys"] = [*run.result_keys, *saved]
+        adapter: list[str] = []
+        if state == "succeeded":
+            adapter = _save_adapter(run, saved.get(results_key(run.run_id, CHECKPOINTS)), provider, bucket)
+            _ask_both(run, job, provider, bucket)
+        fields["result_keys"] = [*run.result_keys, *saved, *adapter]
         fields["loss_curve"] = list(training_loss(saved.get(results_key(run.run_id, METRICS), b"")))
     return ledger.finish(run.run_id, state, error, **fields)
 
@@ -140,7 +147,31 @@ def _save(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> dic
     for number, file_id in enumerate(job.result_files):
         name = METRICS if number == 0 else f"metrics-{number + 1}.csv"
         save(name, "text/csv", partial(_table, provider, file_id))
+    checkpoints = _managed(lambda: provider.checkpoints(job.id), CHECKPOINTS)
+    if checkpoints:
+        save(CHECKPOINTS, "application/json", lambda: json.dumps(checkpoints, indent=2).encode())
     return saved
+
+
+def _save_adapter(run: Run, checkpoints: bytes | None, provider: Provider, bucket: Bucket) -> list[str]:
+    """Copies the files of the adapter that was trained, where the service hands them out; their keys.
+
+    The configuration comes first: whoever sees the weights arrive finds it.
+    """
+    found = _managed(lambda: find_adapter(json.loads(checkpoints or b"[]"), provider), "the adapter")
+    if found is None:
+        return []
+    deadline = time.monotonic() + LONGEST_FETCH_SECONDS
+    config = _managed(lambda: fetch_config(run.run_id, found[CONFIG], provider, bucket), CONFIG)
+    if config is None:
+        return []
+    weights = _managed(lambda: fetch_weights(run.run_id, found[WEIGHTS], provider, bucket, deadline), WEIGHTS)
+    return [config, weights] if weights else [config]
+
+
+def _ask_both(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> None:
+    tuned, base = job.fine_tuned_model or "", run.model or job.model
+    _managed(lambda: smoke_test(run, tuned, base, provider, bucket), "the smoke test's answers")
 
 
 def _table(provider: Provider, file_id: str) -> bytes:
@@ -153,15 +184,15 @@ def _table(provider: Provider, file_id: str) -> bytes:
     return plain if b"," in plain else content
 
 
-def _managed(effect: Callable[[], None], key: str) -> None:
+def _managed[Effect](effect: Callable[[], Effect], what: str) -> Effect | None:
+    """What the effect answers; None where it could not be had after all."""
     for attempt in range(TRIES):
         try:
-            effect()
+            return effect()
         except TunedropError as error:
-            _logger.warning("%s could not be written (attempt %d): %s", key, attempt + 1, error)
+            _logger.warning("%s could not be had (attempt %d): %s", what, attempt + 1, error)
             time.sleep(PAUSE_SECONDS * attempt)
-        else:
-            return
+    return None
 
 
 def _lines(values: list[dict[str, Any]]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from tunedrop.clock import now
+from tunedrop.deletion import dataset_deleted
 from tunedrop.errors import Denied, Rejected, Throttled, Unauthorised
 from tunedrop.ledger import Ledger
 from tunedrop.provider import Provider, ProviderFile, ProviderJob
@@ -31,6 +32,7 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
 
     Raises:
         Rejected, Denied, Throttled, Unauthorised: the service refused; nothing was created.
+        Cancelled: the dataset was deleted; nothing was created.
         UnknownOutcome: the service may have created it; the next call looks for it.
         Transient: looking failed.
     """
@@ -51,6 +53,9 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
             return Wait(pause, run.state)
         ledger.abandon(run.run_id, EFFECT)
         ledger.intend(run.run_id, EFFECT)
+    if ledger.withdrawn(run.run_id):
+        ledger.abandon(run.run_id, EFFECT)
+        raise dataset_deleted()
     try:
         job = provider.create_job(**ledger.planned(run.run_id))
     except (Rejected, Denied, Throttled, Unauthorised):

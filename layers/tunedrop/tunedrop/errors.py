@@ -86,6 +86,12 @@ class OverBudget(Final):
     state = "over_budget"
 
 
+class Cancelled(Final):
+    """Somebody did not want the run any more."""
+
+    state = "cancelled"
+
+
 class TimedOut(Final):
     """The run's deadline passed."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote_plus
 
-from tunedrop.runs import RunRequest, run_id_of
+from tunedrop.runs import ADAPTERS, RunRequest, run_id_of
 
 DATASET = ".jsonl"
 VALIDATION = ".validation.jsonl"
@@ -21,6 +21,9 @@ RESULTS = "results/"
 
 # https://developers.cloudflare.com/r2/buckets/event-notifications/
 _R2_CREATIONS = ("PutObject", "CopyObject", "CompleteMultipartUpload")
+_R2_DELETIONS = ("DeleteObject", "LifecycleDeletion")
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-how-to-event-types-and-destinations.html
+_S3_DELETIONS = ("ObjectRemoved:", "LifecycleExpiration:")
 _MAX_KEY_BYTES = 1024
 
 
@@ -30,7 +33,10 @@ class MalformedEvent(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ObjectEvent:
-    """Something happened to an object. ``occurred`` is the sequencer where there is one, else the time."""
+    """Something happened to an object. ``occurred`` is the sequencer where there is one, else the time.
+
+    ``deleted_at`` is the time of a deletion, empty where the object was not deleted or the time is not told.
+    """
 
     bucket: str
     key: str
@@ -38,6 +44,12 @@ class ObjectEvent:
     size: int | None
     occurred: str
     created: bool
+    deleted_at: str = ""
+
+    @property
+    def deletes_dataset(self) -> bool:
+        """Whether what is gone may be what a run trains on."""
+        return bool(self.deleted_at) and replace(self, created=True).why_ignored(self.bucket) is None
 
     def run_request(self) -> RunRequest:
         """The run that this event stands for."""
@@ -52,6 +64,8 @@ class ObjectEvent:
             return "no object was created"
         if self.key.startswith(RESULTS):
             return "a result of Tunedrop's own"
+        if self.key.startswith(ADAPTERS):
+            return "an adapter's file; nothing is trained on it"
         if self.key.endswith(VALIDATION):
             return "a validation set; it is read with its dataset"
         if self.key.endswith(SPECIFICATION):
@@ -96,7 +110,8 @@ def _events(value: Any, path: str) -> Iterator[ObjectEvent]:
 def _s3_record(record: Any, path: str) -> ObjectEvent:
     entity = _get(record, "s3", dict, path)
     stored = _get(entity, "object", dict, f"{path}.s3")
-    created = "ObjectCreated:" in _get(record, "eventName", str, path)
+    name, told = _get(record, "eventName", str, path), record.get("eventTime")
+    created, deleted = "ObjectCreated:" in name, any(deletion in name for deletion in _S3_DELETIONS)
     key = _get(stored, "key", str, f"{path}.s3.object")
     sequenced = stored.get("sequencer") not in (None, "")
     return ObjectEvent(
@@ -108,6 +123,7 @@ def _s3_record(record: Any, path: str) -> ObjectEvent:
         if sequenced
         else _get(record, "eventTime", str, path),
         created=created,
+        deleted_at=told if deleted and isinstance(told, str) else "",
     )
 
 
@@ -121,6 +137,7 @@ def _r2_message(message: dict[str, Any], path: str) -> ObjectEvent:
         size=_size(stored),
         occurred=_get(message, "eventTime", str, path),
         created=created,
+        deleted_at=_get(message, "eventTime", str, path) if message["action"] in _R2_DELETIONS else "",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +14,9 @@ from tunedrop.dataset.strict_json import Malformed
 from tunedrop.dataset.strict_json import parse as parse_json
 from tunedrop.providers import Method
 from tunedrop.schema import Mismatch, mismatches
+
+# To train and then leave out what was asked for would be known only after it was paid.
+_NO_DEPLOYMENT = "Tunedrop does not deploy models yet; leave it out, and deploy the model once it is trained"
 
 #: Bytes that a job specification has at most.
 MAX_SIZE = 1 << 20
@@ -67,6 +70,8 @@ def parse(data: bytes, providers: Collection[str] | None = None) -> JobSpecifica
     if not findings and providers is not None and value.get("provider") not in (None, *providers):
         message = f"not configured here, which takes a base URL and a key; there are {', '.join(sorted(providers))}"
         findings.append(_finding("unknown_provider", "provider", message))
+    if not findings and value.get("deploy"):
+        findings.append(_finding("unsupported", "deploy", _NO_DEPLOYMENT))
     if findings:
         return tuple(findings)
     given = {key: member for key, member in value.items() if member is not None and not key.startswith("$")}
@@ -89,5 +94,5 @@ def _finding(code: str, path: str | None, message: str) -> Finding:
 
 @cache
 def _schema() -> dict[str, Any]:
-    data = resources.files("tunedrop").joinpath("job.schema.json").read_bytes()
+    data = Path(__file__).with_name("job.schema.json").read_bytes()
     return msgspec.json.decode(data, type=dict[str, Any])

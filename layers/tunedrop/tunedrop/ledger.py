@@ -12,7 +12,7 @@ import boto3
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tunedrop.clock import now, timestamp
+from tunedrop.clock import now, seconds, timestamp
 from tunedrop.errors import Transient
 from tunedrop.runs import FINAL, Failure, Run
 from tunedrop.settings import LedgerSettings, load
@@ -59,6 +59,12 @@ class Ledger(Protocol):
     def planned(self, run_id: str) -> dict[str, Any]:
         """What :meth:`plan` noted last."""
 
+    def note(self, run_id: str, name: str, value: Mapping[str, Any]) -> None:
+        """Keeps JSON values under ``name`` for the run's next attempt, in the place of earlier ones."""
+
+    def noted(self, run_id: str, name: str) -> dict[str, Any]:
+        """What :meth:`note` kept last under ``name``, nothing where it never did."""
+
     def join(self, job: str, run_id: str) -> None:
         """Notes whose job it is, so that a callback finds the run; one that came before is not lost."""
 
@@ -67,6 +73,16 @@ class Ledger(Protocol):
 
     def listen(self, run_id: str) -> None:
         """Forgets the callbacks so far: what they hint at is about to be looked at."""
+
+    def hold(self, run_id: str, bucket: str, key: str) -> None:
+        """Notes that the run trains on an object, so that its deletion finds the run."""
+
+    def withdraw(self, bucket: str, key: str, at: float) -> tuple[str, str | None] | None:
+        """Notes for the run that trains on an object that it was deleted at that epoch second; its id and the token of
+        its wait. None where no run that began before is under way."""
+
+    def withdrawn(self, run_id: str) -> bool:
+        """Whether the object that the run trains on was deleted."""
 
     def delivered(self, run_id: str) -> frozenset[str]:
         """The destinations that have accepted the run's notification."""
@@ -77,7 +93,7 @@ class Ledger(Protocol):
 
 class DynamoLedger:
     """The ledger in a DynamoDB table whose only key is ``id``: ``run#ID`` for runs, ``content#HASH`` for claims,
-    ``job#PROVIDER/ID`` for whose a job is.
+    ``job#PROVIDER/ID`` for whose a job is, ``object#BUCKET/KEY`` for the run that trains on an object.
 
     Every write is one conditional write, so that of two attempts at the same time one sees what the other did.
     """
@@ -154,6 +170,16 @@ class DynamoLedger:
         parameters: dict[str, Any] = json.loads(self._item(run_id)["job_parameters"])
         return parameters
 
+    def note(self, run_id: str, name: str, value: Mapping[str, Any]) -> None:
+        """See :meth:`Ledger.note`."""
+        values = {":text": json.dumps(value)}
+        self._update(run_id, "SET #name = :text", "attribute_exists(id)", {"#name": f"note_{name}"}, values)
+
+    def noted(self, run_id: str, name: str) -> dict[str, Any]:
+        """See :meth:`Ledger.noted`."""
+        value: dict[str, Any] = json.loads(self._item(run_id).get(f"note_{name}", "{}"))
+        return value
+
     def join(self, job: str, run_id: str) -> None:
         """See :meth:`Ledger.join`."""
         item = self._upsert(f"job#{job}", {"run_id": run_id})
@@ -182,6 +208,30 @@ class DynamoLedger:
         """See :meth:`Ledger.listen`."""
         names = {"#mark": "called_back", "#token": "wake_token"}
         self._update(run_id, "REMOVE #mark, #token", "attribute_exists(id)", names, {})
+
+    def hold(self, run_id: str, bucket: str, key: str) -> None:
+        """See :meth:`Ledger.hold`."""
+        self._upsert(f"object#{bucket}/{key}", {"run_id": run_id})
+
+    def withdraw(self, bucket: str, key: str, at: float) -> tuple[str, str | None] | None:
+        """See :meth:`Ledger.withdraw`.
+
+        The mark of a callback goes with it: whether the run waits already or is about to, it looks again.
+        """
+        run_id = self._get(f"object#{bucket}/{key}").get("run_id")
+        try:
+            if run_id is None or (run := self.get(run_id)).is_final or at <= seconds(run.created_at):
+                return None
+        except UnknownRun:
+            return None
+        names = {"#withdrawn": "withdrawn", "#mark": "called_back"}
+        change = "SET #withdrawn = :mark, #mark = :mark"
+        item = self._update(run_id, change, "attribute_exists(id)", names, {":mark": True})
+        return run_id, item.get("wake_token")
+
+    def withdrawn(self, run_id: str) -> bool:
+        """See :meth:`Ledger.withdrawn`."""
+        return bool(self._item(run_id).get("withdrawn"))
 
     def delivered(self, run_id: str) -> frozenset[str]:
         """See :meth:`Ledger.delivered`."""

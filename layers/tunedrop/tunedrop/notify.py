@@ -1,4 +1,4 @@
-"""Telling of a final state: signed webhooks, and text for Slack."""
+"""Telling of a final state, and of notices before it: signed webhooks, and text for Slack."""
 
 from __future__ import annotations
 
@@ -116,23 +116,27 @@ def _is_address(url: str, schemes: tuple[str, ...]) -> bool:
     return parts.scheme in schemes and bool(parts.hostname)
 
 
-def notify(run: Run, destinations: Iterable[Destination], *, sender: Sender, ledger: Ledger) -> bool:
-    """Tells every destination that has not accepted it yet; True when none is left.
+def notify(
+    run: Run, destinations: Iterable[Destination], *, sender: Sender, ledger: Ledger, notice: str | None = None
+) -> bool:
+    """Tells every destination that has not accepted it yet of the run's end, or of a ``notice`` before it; True when
+    none is left.
 
     The message's id is the same in every attempt, so that a receiver can tell a repetition.
     """
     done = _delivered(run, ledger)
     missing = False
     for destination in destinations:
-        if destination.mark in done:
+        mark = f"{notice}:{destination.mark}" if notice else destination.mark
+        if mark in done:
             continue
         try:
-            sender.post(destination.url, *_message(run, destination))
+            sender.post(destination.url, *_message(run, destination, notice))
         except NotDelivered as error:
             missing = True
             _logger.warning("destination %s %s", destination.mark, error, extra={"run_id": run.run_id})
         else:
-            _note(run, destination, ledger)
+            _note(run, mark, ledger)
     return not missing
 
 
@@ -158,10 +162,11 @@ class Notifier:
     def take(self, record: Mapping[str, Any]) -> bool:
         """Delivers the final state in a record of SQS; False when it has to come again, which it then does after a
         growing pause."""
-        run = Run.from_document(json.loads(record["body"]))
+        document = json.loads(record["body"])
+        run, notice = Run.from_document(document), document.get("notice")
         try:
             to = destinations_of(self.destinations.value(), allow_plain_http=self.allow_plain_http)
-            delivered = notify(run, to, sender=self.sender, ledger=self.ledger)
+            delivered = notify(run, to, sender=self.sender, ledger=self.ledger, notice=notice)
         except (InvalidDestination, signatures.EmptySecret, Unauthorised, Transient) as error:
             _logger.error("not delivered: %s", error, extra={"alarm": "notification", "run_id": run.run_id})  # noqa: TRY400
             delivered = False
@@ -174,13 +179,14 @@ class Notifier:
         return delivered
 
 
-def _message(run: Run, destination: Destination) -> tuple[dict[str, str], str]:
+def _message(run: Run, destination: Destination, notice: str | None) -> tuple[dict[str, str], str]:
     headers = {"content-type": "application/json", "user-agent": "tunedrop"}
     if destination.is_slack:
         # Slack takes <...> for a command or a link, and a file can be called anything.
-        return headers, json.dumps({"text": html.escape(text_of(run), quote=False)})
-    body = json.dumps({"type": f"run.{run.state}", "timestamp": timestamp(time.time()), "data": run.document()})
-    return headers | signatures.sign(destination.secret or "", f"msg_{run.run_id}", time.time(), body), body
+        return headers, json.dumps({"text": html.escape(text_of(run, notice), quote=False)})
+    kind, message_id = notice or run.state, f"msg_{run.run_id}_{notice}" if notice else f"msg_{run.run_id}"
+    body = json.dumps({"type": f"run.{kind}", "timestamp": timestamp(time.time()), "data": run.document()})
+    return headers | signatures.sign(destination.secret or "", message_id, time.time(), body), body
 
 
 def _delivered(run: Run, ledger: Ledger) -> frozenset[str]:
@@ -190,8 +196,8 @@ def _delivered(run: Run, ledger: Ledger) -> frozenset[str]:
         return frozenset()
 
 
-def _note(run: Run, destination: Destination, ledger: Ledger) -> None:
+def _note(run: Run, mark: str, ledger: Ledger) -> None:
     try:
-        ledger.deliver(run.run_id, destination.mark)
+        ledger.deliver(run.run_id, mark)
     except UnknownRun:
         _logger.warning("the ledger holds no run %s", run.run_id)

@@ -23,9 +23,9 @@ class Wanted:
     ``model`` and ``provider`` win over the job specification's, ``default_model`` and ``default_provider`` stand in for
     them. ``providers`` are those that a job specification may name, None for any of ``profiles``. Only where
     ``at_home``, that is where the provider is certain to be the service itself and not another that speaks its API, is
-    a model that it has shut down an error. ``model_told`` is whether the service itself tells the model's end, and then
-    ``model_end`` wins over the table; ``job_errors`` are what else it says against the job. ``max_cost_usd`` is a limit
-    beside the job specification's own.
+    a model that it has shut down an error; None means that a provider's name makes it certain. ``model_told`` is
+    whether the service itself tells the model's end, and then ``model_end`` wins over the table; ``job_errors`` are
+    what else it says against the job. ``max_cost_usd`` is a limit beside the job specification's own.
     """
 
     today: date
@@ -35,7 +35,7 @@ class Wanted:
     default_provider: str = "openai"
     providers: Collection[str] | None = None
     profiles: Mapping[str, ProviderProfile] = field(default_factory=lambda: PROFILES)
-    at_home: bool = True
+    at_home: bool | None = None
     model_told: bool = False
     model_end: date | None = None
     job_errors: Collection[Finding] = ()
@@ -54,6 +54,17 @@ def provider_and_model(specification: bytes | None) -> tuple[str | None, str | N
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedJob:
+    """What is known of a job before its dataset is read."""
+
+    specification: JobSpecification
+    model: TrainingModel
+    profile: ProviderProfile
+    errors: list[Finding]
+    warnings: list[Finding]
+
+
+@dataclass(frozen=True, slots=True)
 class Preflight:
     """What was found out: what is to be trained, and the verdict. ``check`` is the training file's own."""
 
@@ -68,6 +79,26 @@ def make_ready(model: str) -> None:
     Tokenizer(prices.look_up(model).encoding).count([""])
 
 
+def judge_job(specification: bytes | None, wanted: Wanted) -> JudgedJob:
+    """What speaks for and against a job whatever its dataset is like."""
+    parsed, errors = _specification(specification, wanted)
+    errors += wanted.job_errors
+    warnings: list[Finding] = []
+    name = wanted.model or parsed.model or wanted.default_model
+    named = wanted.provider or parsed.provider
+    profile = wanted.profiles.get(named or wanted.default_provider, PROFILES["compatible"])
+    model = prices.look_up(name, wanted.own_prices) if name else TrainingModel(name="")
+    errors += [Finding("job", None, wish.code, wish.path, wish.message) for wish in job_request.unmet(parsed, profile)]
+    if not wanted.model_told or wanted.model_end:
+        at_home = bool(named) if wanted.at_home is None else wanted.at_home
+        if end := model.end(profile.like, wanted.today, wanted.model_end):
+            ended, sentence = end
+            code = "model_shut_down" if ended else "model_near_shutdown"
+            certain = at_home or wanted.model_told
+            (errors if ended and certain else warnings).append(Finding("job", None, code, "model", sentence))
+    return JudgedJob(parsed, model, profile, errors, warnings)
+
+
 def preflight(
     training: Iterable[bytes], validation: Iterable[bytes] | None, specification: bytes | None, wanted: Wanted
 ) -> Preflight:
@@ -75,18 +106,11 @@ def preflight(
 
     Each file is read once, in chunks of any size; memory does not grow with it.
     """
-    parsed, errors = _specification(specification, wanted)
-    warnings: list[Finding] = []
-    name = wanted.model or parsed.model or wanted.default_model
-    errors += wanted.job_errors
-    provider = wanted.provider or parsed.provider or wanted.default_provider
-    profile = wanted.profiles.get(provider, PROFILES["compatible"])
-    model = prices.look_up(name, wanted.own_prices) if name else TrainingModel(name="")
-    errors += [Finding("job", None, wish.code, wish.path, wish.message) for wish in job_request.unmet(parsed, profile)]
-    _judge_end(model, profile, wanted, errors, warnings)
+    judged = judge_job(specification, wanted)
+    parsed, model, errors = judged.specification, judged.model, judged.errors
     first = DatasetCheck(
         method=parsed.method_name,
-        profile=profile.data,
+        profile=judged.profile.data,
         tokens=Tokenizer(model.encoding, wanted.threads) if wanted.count_tokens else None,
         model=model,
         epochs=parsed.epochs,
@@ -105,27 +129,13 @@ def preflight(
     limits = [limit for limit in (parsed.max_cost_usd, wanted.max_cost_usd) if limit is not None]
     if message := prices.over_budget(estimate, min(limits, default=None)):
         errors.append(Finding("job", None, OVER_BUDGET, "max_cost_usd", message))
-    return Preflight(parsed, name, combine(first, second, errors, warnings), first)
+    return Preflight(parsed, model.name or None, combine(first, second, errors, judged.warnings), first)
 
 
 def _specification(text: bytes | None, wanted: Wanted) -> tuple[JobSpecification, list[Finding]]:
     """The job specification, an empty one where there is none or it is invalid, and what is wrong with it."""
     if text is None:
         return JobSpecification(), []
-    parsed = job_specification.parse(text, wanted.profiles if wanted.providers is None else wanted.providers)
+    known = wanted.profiles if wanted.providers is None else wanted.providers
+    parsed = job_specification.parse(text, None if wanted.provider else known)
     return (parsed, []) if isinstance(parsed, JobSpecification) else (JobSpecification(), list(parsed))
-
-
-def _judge_end(
-    model: TrainingModel, profile: ProviderProfile, wanted: Wanted, errors: list[Finding], warnings: list[Finding]
-) -> None:
-    if wanted.model_told and wanted.model_end is None:
-        return
-    end = model.end(profile.like, wanted.today, wanted.model_end)
-    if end is None:
-        return
-    ended, message = end
-    if ended and (wanted.at_home or wanted.model_told):
-        errors.append(Finding("job", None, "model_shut_down", "model", message))
-    else:
-        warnings.append(Finding("job", None, "model_shut_down" if ended else "model_near_shutdown", "model", message))

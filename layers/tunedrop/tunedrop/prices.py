@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import msgspec
 
@@ -111,7 +111,7 @@ def still_offered(provider: str, today: date) -> list[str]:
 
 
 def default_epochs(examples: int) -> int:
-    """The epochs that the provider chooses for a number of examples (``specs/data-rules.md``, "Counting")."""
+    """The epochs that the provider chooses for a number of examples (``dataset/RULES.md``, "Counting")."""
     if 3 * examples < 100:
         return min(25, 100 // max(examples, 1))
     if 3 * examples > 25_000:
@@ -131,5 +131,5 @@ def over_budget(estimate: Estimate | None, max_cost_usd: float | None) -> str | 
 
 @cache
 def _facts() -> _Facts:
-    data = resources.files("tunedrop").joinpath("models.json").read_bytes()
+    data = Path(__file__).with_name("models.json").read_bytes()
     return msgspec.json.decode(data, type=_Facts)

@@ -9,15 +9,20 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol, Self
 
+import httpx2
 import openai
-from openai.types import FileObject, Model
+from openai.types import FileObject, Model, Upload
+from openai.types.chat import ChatCompletion
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+from openai.types.uploads import UploadPart
 
 from tunedrop.errors import Denied, Rejected, Throttled, Transient, TunedropError, Unauthorised, UnknownOutcome
 from tunedrop.providers import PROFILES, ProviderProfile, UnknownProvider, profile_of, read_profiles
@@ -28,7 +33,10 @@ from tunedrop.settings import ProviderSettings, load
 PURPOSE: Final = "fine-tune"
 PAGE = 100
 CALL_SECONDS = 60.0
+ANSWER_SECONDS = 30.0
+CHUNK_BYTES = 1 << 20
 UPLOAD_SECONDS = 300.0  # for one read or write, not for the whole transfer
+PART_SECONDS = 60.0  # likewise, of a part
 DEFAULT_PAUSE_SECONDS = 30.0
 MAX_PAUSE_SECONDS = 3600.0
 
@@ -42,6 +50,14 @@ class ProviderFile:
     size: int
     status: str
     created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderUpload:
+    """A file that is sent in parts, until ``expires_at`` (epoch seconds)."""
+
+    id: str
+    expires_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +147,19 @@ class Provider(Protocol):
     def upload(self, name: str, chunks: Iterable[bytes], size: int) -> ProviderFile:
         """Uploads a dataset of ``size`` bytes, as it is read."""
 
+    def begin_upload(self, name: str, size: int) -> ProviderUpload:
+        """Begins a dataset of ``size`` bytes that is sent in parts; there is no file before it is completed."""
+
+    def add_part(self, upload_id: str, chunks: Sequence[bytes]) -> str:
+        """Sends a part and returns its id; several may be sent at the same time, and one that is not named at the end
+        does no harm."""
+
+    def complete_upload(self, upload_id: str, part_ids: Sequence[str], md5: str) -> ProviderFile:
+        """Makes the file of the parts, in the order given; ``md5`` (hexadecimal) is that of the whole."""
+
+    def cancel_upload(self, upload_id: str) -> None:
+        """Drops the parts; an upload that has ended is no fault."""
+
     def file(self, file_id: str) -> ProviderFile:
         """A file's state."""
 
@@ -152,8 +181,17 @@ class Provider(Protocol):
     def events(self, job_id: str) -> list[dict[str, Any]]:
         """A job's events, oldest first."""
 
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """A job's checkpoints as the service tells them, oldest first."""
+
     def content(self, file_id: str) -> bytes:
         """A result file's content."""
+
+    def chunks(self, file_id: str) -> Iterator[bytes]:
+        """A result file's content as it is read; memory does not grow with it."""
+
+    def ask(self, model: str, prompt: str, max_tokens: int) -> str:
+        """A model's answer to a prompt."""
 
 
 class OpenAIProvider:
@@ -170,11 +208,8 @@ class OpenAIProvider:
         self._api_key = api_key
         # Made before the key is known, since making it takes time that initialisation has and a request has not.
         self._client = openai.OpenAI(api_key="not known yet", base_url=url, max_retries=0, timeout=CALL_SECONDS)
-        _ = (
-            self._client.files,
-            self._client.models,
-            self._client.fine_tuning.jobs,
-        )  # which the client imports at their first use
+        # The client imports these at their first use.
+        _ = self._client.files, self._client.uploads, self._client.models, self._client.fine_tuning.jobs.checkpoints
 
     def model(self, name: str) -> ProviderModel | None:
         """See :class:`Provider`; a service that has no such question, or not for our key, says nothing."""
@@ -205,6 +240,48 @@ class OpenAIProvider:
 
         # What was read of the dataset cannot be read again: no second try with a fresh key here.
         return self._create(create, again=False)
+
+    def begin_upload(self, name: str, size: int) -> ProviderUpload:
+        """See :class:`Provider`."""
+
+        def begin(client: openai.OpenAI) -> ProviderUpload:
+            begun = client.uploads.create(bytes=size, filename=name, mime_type="application/jsonl", purpose=PURPOSE)
+            upload = _expect(begun, Upload)
+            return ProviderUpload(upload.id, int(upload.expires_at))
+
+        return self._create(begin)
+
+    def add_part(self, upload_id: str, chunks: Sequence[bytes]) -> str:
+        """See :class:`Provider`; the chunks are not copied."""
+        size = sum(map(len, chunks))
+
+        def add(client: openai.OpenAI) -> str:
+            data = io.BufferedReader(_Stream(chunks, size), buffer_size=1 << 16)
+            patient = client.with_options(timeout=PART_SECONDS)
+            return _expect(patient.uploads.parts.create(upload_id, data=("part", data)), UploadPart).id
+
+        return self._create(add)
+
+    def complete_upload(self, upload_id: str, part_ids: Sequence[str], md5: str) -> ProviderFile:
+        """See :class:`Provider`."""
+
+        def complete(client: openai.OpenAI) -> ProviderFile:
+            patient = client.with_options(timeout=UPLOAD_SECONDS)  # the parts are put together in the meantime
+            completed = _expect(patient.uploads.complete(upload_id, part_ids=list(part_ids), md5=md5), Upload)
+            return _file(completed.file)
+
+        return self._create(complete)
+
+    def cancel_upload(self, upload_id: str) -> None:
+        """See :class:`Provider`."""
+
+        def cancel(client: openai.OpenAI) -> None:
+            try:
+                client.uploads.cancel(upload_id)
+            except (openai.NotFoundError, openai.BadRequestError):
+                return
+
+        self._read(cancel)
 
     def file(self, file_id: str) -> ProviderFile:
         """See :class:`Provider`."""
@@ -259,6 +336,43 @@ class OpenAIProvider:
     def content(self, file_id: str) -> bytes:
         """See :class:`Provider`."""
         return self._read(lambda client: client.files.content(file_id).read())
+
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """See :class:`Provider`."""
+        newest_first = self._read(
+            lambda client: [
+                _expect(checkpoint, FineTuningJobCheckpoint).to_dict(mode="json")
+                for checkpoint in _pages(client.fine_tuning.jobs.checkpoints.list(job_id, limit=PAGE))
+            ]
+        )
+        return newest_first[::-1]
+
+    def chunks(self, file_id: str) -> Iterator[bytes]:
+        """See :class:`Provider`."""
+        with ExitStack() as opened:
+            answer = self._read(
+                lambda client: opened.enter_context(client.files.with_streaming_response.content(file_id))
+            )
+            rest = answer.iter_bytes(CHUNK_BYTES)
+            while (chunk := _translated(lambda: next(rest, None), "", creating=False)) is not None:
+                yield chunk
+
+    def ask(self, model: str, prompt: str, max_tokens: int) -> str:
+        """See :class:`Provider`."""
+
+        def complete(client: openai.OpenAI) -> str:
+            create = client.with_options(timeout=ANSWER_SECONDS).chat.completions.create
+            messages: list[Any] = [{"role": "user", "content": prompt}]
+            try:
+                answer = create(model=model, messages=messages, max_completion_tokens=max_tokens)
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                answer = create(model=model, messages=messages, max_tokens=max_tokens)  # its former name
+            choices = _expect(answer, ChatCompletion).choices
+            if not choices:
+                raise _UnreadableAnswer
+            return choices[0].message.content or ""
+
+        return self._read(complete)
 
     def _create[Created](self, call: Callable[[openai.OpenAI], Created], *, again: bool = True) -> Created:
         return self._authorised(call, creating=True, again=again)
@@ -435,6 +549,8 @@ def _translated[Answer](call: Callable[[], Answer], key: str, *, creating: bool)
         if isinstance(cause, TunedropError):
             raise cause from None
         raise unknown(f"the fine-tuning service did not answer ({type(error).__name__})") from error
+    except httpx2.HTTPError as error:  # in the middle of what is streamed
+        raise unknown(f"the fine-tuning service's answer broke off ({type(error).__name__})") from error
     except (openai.OpenAIError, _UnreadableAnswer, AttributeError, TypeError, ValueError) as error:
         # An HTML page, an empty or a cut body: the client lets each through in another way.
         raise unknown(f"the fine-tuning service answered something unreadable ({type(error).__name__})") from error

@@ -18,11 +18,12 @@ Method = Literal["supervised", "dpo", "reinforcement"]
 
 METHODS: Final[tuple[Method, ...]] = ("supervised", "dpo", "reinforcement")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataProfile:
-    """A service's limits on a dataset; the defaults are OpenAI's."""
+    """A service's limits on a dataset; the defaults are OpenAI's (``dataset/RULES.md``)."""
 
     minimum_examples: Mapping[str, int] = MappingProxyType({"supervised": 10, "dpo": 10, "reinforcement": 10})
     """Fewest examples of a training file, by method."""
@@ -47,7 +48,8 @@ class DataProfile:
 class ProviderProfile:
     """A fine-tuning service, as far as it differs from the others; the defaults are OpenAI's.
 
-    Every service is spoken to through the same client, and given its key as ``Authorization: Bearer``.
+    Every service is spoken to through the same client, and given its key as ``Authorization: Bearer``. Sizes are in
+    bytes.
     """
 
     name: str
@@ -97,8 +99,26 @@ class ProviderProfile:
     after_success: str = ""
     """What is left to be done before the trained model answers, as a sentence of the notification."""
 
+    file_limit: int | None = None
+    """Bytes that a file call takes at most; None where no limit is known."""
+
+    uploads_above: int | None = None
+    """Bytes above which a dataset goes through the Uploads API instead; None where the service has no such API."""
+
+    uploads_limit: int = 8192 * MIB
+    """Bytes that the Uploads API takes at most."""
+
+    part_bytes: int = 8 * MIB
+    """Bytes of one part of an upload. Parts under way are held in memory: smaller ones than the service allows (OpenAI:
+    64 MB) cost little and spare much."""
+
     data: DataProfile = DataProfile()
-    """Its limits on a dataset."""
+    """Its limits on what is in a dataset."""
+
+    @property
+    def largest_dataset(self) -> int | None:
+        """Bytes of the largest dataset that the service takes in any way; None where no limit is known."""
+        return self.file_limit if self.uploads_above is None else self.uploads_limit
 
 
 class UnknownProvider(LookupError):
@@ -233,8 +253,16 @@ PROFILES: Final[Mapping[str, ProviderProfile]] = MappingProxyType(
         profile.name: replace(profile, like=profile.name)
         for profile in (
             # The API's own description, https://platform.openai.com/docs/api-reference/fine-tuning; webhooks:
-            # https://platform.openai.com/docs/guides/webhooks
-            ProviderProfile(name="openai", base_url="https://api.openai.com/v1", calls_back=True),
+            # https://platform.openai.com/docs/guides/webhooks; 512 MB and 8 GB: .../docs/api-reference/files/create
+            # and /uploads
+            ProviderProfile(
+                name="openai",
+                base_url="https://api.openai.com/v1",
+                calls_back=True,
+                file_limit=512 * MIB,
+                uploads_above=512_000_000,
+                uploads_limit=8192 * MIB,
+            ),
             # The base URL is the resource's own, https://RESOURCE.openai.azure.com/openai/v1. Request and suffix:
             # https://learn.microsoft.com/azure/foundry/reference/rest/fine-tuning-create-fine-tuning-job; training
             # types (Standard, GlobalStandard, Developer) and deployment:
@@ -244,6 +272,7 @@ PROFILES: Final[Mapping[str, ProviderProfile]] = MappingProxyType(
                 name="azure",
                 extra_body={"trainingType": "Standard"},
                 under_way=("pending",),
+                uploads_above=150_000_000,
                 after_success=(
                     "Deploy the model in your Azure resource (Foundry portal, or `az cognitiveservices account "
                     "deployment create`) before it answers; a deployment costs by the hour."

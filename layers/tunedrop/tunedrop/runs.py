@@ -127,6 +127,19 @@ class Run:
         return cls(**known)
 
 
+ADAPTERS = "adapters/"
+
+
+def adapter_key(run_id: str, name: str) -> str:
+    """Where a run leaves the file called ``name`` of the adapter that it has trained."""
+    return f"{ADAPTERS}{run_id}/{name}"
+
+
+def is_adapter(key: str) -> bool:
+    """Whether the key is of an adapter's file."""
+    return key.startswith(ADAPTERS)
+
+
 def results_key(run_id: str, name: str) -> str:
     """Where a run leaves the result called ``name``."""
     return f"results/{run_id}/{name}"

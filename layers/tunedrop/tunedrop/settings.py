@@ -16,11 +16,13 @@ class MissingSetting(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class WebhookSettings:
-    """Of ``functions/webhook``."""
+    """Of ``functions/webhook``; ``on_deletion`` of a dataset it is to ``ignore`` that, or to ``cancel`` its run."""
 
     bucket_name: str
     webhook_secret_arn: str
     state_machine_arn: str
+    ledger_table: str
+    on_deletion: str
 
 
 @dataclass(frozen=True, slots=True)

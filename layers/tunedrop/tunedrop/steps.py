@@ -11,6 +11,7 @@ from typing import Any
 from tunedrop.clock import now, seconds
 from tunedrop.errors import Final, Throttled, TimedOut, Unauthorised, UnknownOutcome
 from tunedrop.runs import Run
+from tunedrop.texts import message_of, subject_of
 
 UNAUTHORISED_PAUSE_SECONDS = 300
 FIRST_LOOK_SECONDS = 5
@@ -22,10 +23,11 @@ _logger = logging.getLogger("tunedrop")
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The step wants to be asked again in ``seconds``."""
+    """The step wants to be asked again in ``seconds``; ``notice`` (see :mod:`tunedrop.texts`) is told meanwhile."""
 
     seconds: float
     state: str
+    notice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
     """Takes a step of ``run`` and answers the state machine.
 
     The answer is ``run_id`` and ``state``, with ``wait_seconds`` (a whole number of at least 1) when the step wants to
-    be asked again, ``error`` when it has ended the run, ``fine_tuned_model`` once there is one. A run that is older
-    than its deadline is timed out instead of stepping on.
+    be asked again, ``notice`` when something is to be told of before, ``error`` when it has ended the run,
+    ``fine_tuned_model`` once there is one. A run that is older than its deadline is timed out instead of stepping on.
 
     Raises:
         Transient: the state machine repeats the step.
@@ -64,9 +66,14 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
         _logger.warning("%s; looking again before anything is repeated", error, extra={"run_id": run.run_id})
         outcome = Wait(_patient(FIRST_LOOK_SECONDS, run), run.state)
     if isinstance(outcome, Wait):
-        return answer | {"state": outcome.state, "wait_seconds": max(1, math.ceil(outcome.seconds))}
+        told = {"notice": _notice(run, outcome.notice)} if outcome.notice else {}
+        return answer | {"state": outcome.state, "wait_seconds": max(1, math.ceil(outcome.seconds))} | told
     model = {"fine_tuned_model": outcome.fine_tuned_model} if outcome.fine_tuned_model else {}
     return answer | {"state": outcome.state} | model
+
+
+def _notice(run: Run, notice: str) -> dict[str, Any]:
+    return {"kind": notice, "subject": subject_of(run, notice), "message": message_of(run, notice)}
 
 
 def _patient(pause: float, run: Run) -> float:

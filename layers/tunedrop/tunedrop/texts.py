@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from tunedrop.clock import seconds
 from tunedrop.metrics import curve
-from tunedrop.runs import Run
+from tunedrop.runs import Run, adapter_key, is_adapter, results_key
+
+DELAYED = "delayed"
+"""Notice of a job that has been in the service's queue for long."""
 
 _HEADLINES = {
     "succeeded": "Your model is ready",
@@ -17,22 +22,37 @@ _HEADLINES = {
     "over_budget": "Your run would cost more than it may; nothing was paid",
     "timed_out": "Your run took too long and was ended",
 }
+_NOTICES = {
+    DELAYED: (
+        "Your job is still in the queue",
+        # A job that was paused is queued anew: only its age is known for certain.
+        "more than a day after it was created the job is queued at the fine-tuning service; the run waits on, and ends "  # noqa: ISC004
+        "as it would have; whoever does not want to wait can cancel the job there",
+    ),
+}
 _MAX_SUBJECT = 100  # of an e-mail from SNS, which takes ASCII without line breaks alone
 
 
-def subject_of(run: Run) -> str:
-    """One line that says what became of the run; ASCII, at most 100 characters."""
+def subject_of(run: Run, notice: str | None = None) -> str:
+    """One line that says what became of the run, or what is to be noticed of it; ASCII, at most 100 characters."""
     name = run.key.rsplit("/", 1)[-1].encode("ascii", "replace").decode()
-    line = f"{_HEADLINES[run.state]}: {name}"
+    line = f"{_NOTICES[notice][0] if notice else _HEADLINES[run.state]}: {name}"
     return "".join(c if c.isprintable() else "?" for c in line)[:_MAX_SUBJECT]
 
 
-def text_of(run: Run) -> str:
+def message_of(run: Run, notice: str | None = None) -> dict[str, str]:
+    """What is published of the run, by protocol: its document, which names the notice, and text for mail."""
+    document = run.document() | ({"notice": notice} if notice else {})
+    return {"default": json.dumps(document), "email": text_of(run, notice)}
+
+
+def text_of(run: Run, notice: str | None = None) -> str:
     """A few lines of plain text: what happened, what it is called, what it cost."""
-    lines = [f"{_HEADLINES[run.state]}.", ""]
+    headline, why = _NOTICES[notice] if notice else (_HEADLINES[run.state], run.error.message if run.error else None)
+    lines = [f"{headline}.", ""]
     facts = {
         "File": run.key,
-        "Why": run.error.message if run.error else None,
+        "Why": why,
         "Model": run.fine_tuned_model,
         "Next": run.next_step,
         "Base model": run.model,
@@ -42,7 +62,8 @@ def text_of(run: Run) -> str:
         "Estimated cost": _usd(run.estimated_cost_usd),
         "Time": _duration(run),
         "Job": run.job_id,
-        "Results": f"results/{run.run_id}/" if run.result_keys else None,
+        "Results": results_key(run.run_id, "") if run.result_keys else None,
+        "Adapter": adapter_key(run.run_id, "") if any(map(is_adapter, run.result_keys)) else None,
         "Run": run.run_id,
     }
     lines += [f"{name + ':':16}{value}" for name, value in facts.items() if value is not None]

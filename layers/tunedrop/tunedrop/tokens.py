@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import toktok  # type: ignore[import-untyped]
-
 
 class TokenCounter(Protocol):
     """Counts the tokens of texts; texts that look like special tokens count as ordinary text."""
@@ -23,10 +21,13 @@ class Tokenizer:
     """
 
     def __init__(self, encoding: str, threads: int = 1) -> None:
+        import toktok  # type: ignore[import-untyped]  # 8 MB, loaded only where tokens are counted
+
         self.encoding = encoding
         self._threads = threads
+        self._count = toktok.batch_count
 
     def count(self, texts: list[str]) -> list[int]:
         """The number of tokens of each text."""
-        counts: list[int] = toktok.batch_count(texts, self.encoding, threads=self._threads)
+        counts: list[int] = self._count(texts, self.encoding, threads=self._threads)
         return counts

@@ -1,16 +1,15 @@
-"""Uploading: check a dataset, and send it to the fine-tuning service once it is known to be valid."""
+"""Uploading: check a dataset while it goes to the fine-tuning service, and commit it there if it is valid."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import chain
 from typing import Any
 
-import tunedrop.dataset.sensitive  # noqa: F401 - every run searches: to be loaded at init, not in the first request
 from tunedrop.bucket import Bucket, StoredObject
 from tunedrop.clock import now
 from tunedrop.dataset import Finding, Report
@@ -19,22 +18,31 @@ from tunedrop.events import DATASET, SPECIFICATION, VALIDATION
 from tunedrop.job_request import parameters as job_parameters
 from tunedrop.job_specification import MAX_SIZE
 from tunedrop.ledger import Ledger
-from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, preflight, provider_and_model
-from tunedrop.provider import Provider, ProviderFile, Registry
+from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, judge_job, preflight, provider_and_model
+from tunedrop.provider import Provider, Registry
 from tunedrop.runs import Run, results_key
 from tunedrop.settings import UploadSettings
-from tunedrop.steps import Done
+from tunedrop.smoke_test import with_wish
+from tunedrop.steps import Done, Wait
+from tunedrop.transfer import Outgoing, OutOfTime
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-
-def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, providers: Registry, ledger: Ledger) -> Done:
+def upload_dataset(
+    run: Run,
+    settings: UploadSettings,
+    *,
+    bucket: Bucket,
+    providers: Registry,
+    ledger: Ledger,
+    seconds_left: Callable[[], float] = lambda: math.inf,
+) -> Wait | Done:
     """Checks the run's dataset as it was when its event happened, and uploads it as ``RUN_ID.jsonl`` to its service.
 
     The service is the one that the job specification names, else the stack's default.
 
-    The dataset is read twice, once to check and once to send, so that memory does not grow with it and no byte of a
-    broken one leaves the bucket. What an earlier attempt has uploaded is found by its name.
+    The dataset is read once: what is checked goes on to the service, where it becomes a file only if it is valid,
+    within the budget and no duplicate. What an earlier attempt has sent is found. ``seconds_left`` is the time that the
+    function has; before it is over, the step asks to be taken again.
 
     Raises:
         Rejected: the dataset or its specification is invalid; the report says all, the message the first error.
@@ -46,41 +54,96 @@ def upload_dataset(run: Run, settings: UploadSettings, *, bucket: Bucket, provid
     if run.file_id:
         return Done("waiting")
     ledger.update(run.run_id, state="uploading")
-    stored = _open(bucket, _beside(run.key, SPECIFICATION))
-    specification_text = _whole(stored) if stored else None
-    provider, wanted = _wanted(specification_text, settings, providers)
-    found = _preflight(run, bucket, specification_text, wanted)
-    report, specification = found.report, found.specification
-    bucket.write(results_key(run.run_id, "report.json"), report.to_json().encode(), "application/json")
-    parameters = job_parameters(run.run_id, specification, found.model, provider.profile)
-    run = ledger.update(
-        run.run_id,
-        provider=provider.profile.name,
-        model=found.model,
-        method=specification.method_name or "supervised",
-        examples=report.examples,
-        tokens=report.tokens.total if report.tokens else None,
-        estimated_cost_usd=report.estimate.usd if report.estimate else None,
-        result_keys=[results_key(run.run_id, "report.json")],
-    )
-    _judge(run, report)
-    if not specification.force:
-        _claim(run, report, found.validation_etag, parameters, ledger)
+    try:
+        return _check_and_send(run, settings, bucket, providers, ledger, seconds_left)
+    except OutOfTime as error:
+        if not error.progressed:
+            raise Transient("the function's time was over before the dataset was checked and sent") from error
+        return Wait(1, "uploading")
 
-    file = _upload(run.key, run.etag, f"{run.run_id}.jsonl", bucket, provider)
+
+def _check_and_send(
+    run: Run,
+    settings: UploadSettings,
+    bucket: Bucket,
+    providers: Registry,
+    ledger: Ledger,
+    seconds_left: Callable[[], float],
+) -> Done:
+    specification_text = _specification(run, bucket)
+    provider, wanted = _wanted(specification_text, settings, providers)
+    training = bucket.open(run.key, run.etag)
+    _refuse_too_large(training, provider)
+
+    def outgoing(stored: StoredObject, ending: str) -> Outgoing:
+        name = run.run_id + ending
+        return Outgoing(run.run_id, name, stored.size, provider=provider, ledger=ledger, seconds_left=seconds_left)
+
+    with outgoing(training, DATASET) as sending:
+        at_once = _may_leave_unchecked(specification_text, wanted)
+        chunks = sending.through(training.chunks) if at_once else training.chunks
+        found = _preflight(run, bucket, provider, chunks, specification_text, wanted)
+        report, specification = found.report, found.specification
+        text = with_wish(report.to_json(), specification.smoke_test)
+        bucket.write(results_key(run.run_id, "report.json"), text.encode(), "application/json")
+        parameters = job_parameters(run.run_id, specification, found.model, provider.profile)
+        run = ledger.update(
+            run.run_id,
+            provider=provider.profile.name,
+            model=found.model,
+            method=specification.method_name or "supervised",
+            examples=report.examples,
+            tokens=report.tokens.total if report.tokens else None,
+            estimated_cost_usd=report.estimate.usd if report.estimate else None,
+            result_keys=[results_key(run.run_id, "report.json")],
+        )
+        _judge(run, report)
+        if not specification.force:
+            _claim(run, report, found.validation_etag, parameters, ledger)
+        ledger.hold(run.run_id, run.bucket, run.key)
+        last_look = bucket.open(run.key, run.etag)  # after the note above: a deletion meets one or the other
+        if not at_once:
+            _send(last_look, sending)
+        file = sending.commit()
+
     fields: dict[str, Any] = {"file_id": file.id}
     if found.validation_etag:
-        name = f"{run.run_id}.validation.jsonl"
         try:
-            key = _beside(run.key, VALIDATION)
-            validation = _upload(key, found.validation_etag, name, bucket, provider)
+            validation = bucket.open(_beside(run.key, VALIDATION), found.validation_etag)
+            with outgoing(validation, VALIDATION) as sending:
+                _send(validation, sending)
+                validation_file = sending.commit()
         except (Missing, Superseded) as error:
             raise Transient("the validation set changed while it was read; it is checked again") from error
-        fields["validation_file_id"] = validation.id
-        parameters["validation_file"] = validation.id
+        fields["validation_file_id"] = validation_file.id
+        parameters["validation_file"] = validation_file.id
     ledger.plan(run.run_id, {**parameters, "training_file": file.id})
     ledger.update(run.run_id, state="waiting", **fields)
     return Done("waiting")
+
+
+def _send(stored: StoredObject, sending: Outgoing) -> None:
+    for chunk in stored.chunks:
+        sending.send(chunk)
+
+
+def _may_leave_unchecked(specification: bytes | None, wanted: Wanted) -> bool:
+    """Whether bytes may go to the service, uncommitted, before all of them are known to be fit to go.
+
+    None go for a job that is refused whatever the dataset is like.
+    """
+    judged = judge_job(specification, wanted)
+    return not judged.errors and not judged.specification.refuse_sensitive
+
+
+def _refuse_too_large(stored: StoredObject, provider: Provider) -> None:
+    limit = provider.profile.largest_dataset
+    if limit is not None and stored.size > limit:
+        raise Rejected(
+            "dataset_too_large",
+            f"{stored.key} has {stored.size:,} bytes; {provider.profile.name} takes at most {limit:,}: "
+            "leave out examples",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +196,18 @@ def _told(provider: Provider, model: str | None) -> dict[str, Any]:
     return {"job_errors": errors, "model_told": told.tells_end, "model_end": told.end}
 
 
-def _preflight(run: Run, bucket: Bucket, specification: bytes | None, wanted: Wanted) -> _Found:
+def _preflight(
+    run: Run,
+    bucket: Bucket,
+    provider: Provider,
+    training: Iterable[bytes],
+    specification: bytes | None,
+    wanted: Wanted,
+) -> _Found:
     validation = _open(bucket, _beside(run.key, VALIDATION))
-    training = bucket.open(run.key, run.etag)
-    found = preflight(training.chunks, validation.chunks if validation else None, specification, wanted)
+    if validation:
+        _refuse_too_large(validation, provider)
+    found = preflight(training, _steady(validation) if validation else None, specification, wanted)
     return _Found(found.specification, found.model, found.report, found.check, validation.etag if validation else None)
 
 
@@ -147,7 +218,18 @@ def _open(bucket: Bucket, key: str) -> StoredObject | None:
         return None
 
 
-def _whole(stored: StoredObject) -> bytes:
+def _steady(validation: StoredObject) -> Iterator[bytes]:
+    # Another validation set is no reason to give the training set up.
+    try:
+        yield from validation.chunks
+    except (Missing, Superseded) as error:
+        raise Transient("the validation set changed while it was read; it is read again") from error
+
+
+def _specification(run: Run, bucket: Bucket) -> bytes | None:
+    stored = _open(bucket, _beside(run.key, SPECIFICATION))
+    if stored is None:
+        return None
     # One byte more than a job specification may have is enough to see that it has too many.
     return b"".join(stored.chunks) if stored.size <= MAX_SIZE else bytes(MAX_SIZE + 1)
 
@@ -171,26 +253,6 @@ def _claim(run: Run, report: Report, validation_etag: str | None, parameters: di
             f"run {holder} trains or has trained on the same dataset with the same specification; "
             'say "force": true in the job specification to train again',
         )
-
-
-def _upload(key: str, etag: str, name: str, bucket: Bucket, provider: Provider) -> ProviderFile:
-    stored = bucket.open(key, etag)
-    size, chunks = _without_byte_order_mark(stored)
-    whole = [file for file in provider.files_named(name) if file.size == size]
-    for surplus in whole[1:]:
-        provider.delete_file(surplus.id)
-    return whole[0] if whole else provider.upload(name, chunks, size)
-
-
-def _without_byte_order_mark(stored: StoredObject) -> tuple[int, Iterator[bytes]]:
-    """The size and the chunks of what is uploaded: a byte order mark at the start is not part of the data."""
-    chunks = iter(stored.chunks)
-    start = b""
-    while len(start) < len(BYTE_ORDER_MARK) and (chunk := next(chunks, None)) is not None:
-        start += chunk
-    if start.startswith(BYTE_ORDER_MARK):
-        return stored.size - len(BYTE_ORDER_MARK), chain((start[len(BYTE_ORDER_MARK) :],), chunks)
-    return stored.size, chain((start,), chunks)
 
 
 def _beside(key: str, ending: str) -> str:

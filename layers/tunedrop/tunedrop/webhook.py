@@ -16,6 +16,13 @@ MAX_BODY_BYTES = 1 << 20
 Answer = tuple[HTTPStatus, dict[str, Any]]
 
 
+class Deletions(Protocol):
+    """What becomes of the runs of deleted datasets."""
+
+    def take(self, event: events.ObjectEvent) -> str | None:
+        """Has the run that trains on the deleted object end; its id, None where no run does. Raises Transient."""
+
+
 class Executions(Protocol):
     """Where runs are started."""
 
@@ -28,12 +35,19 @@ class Executions(Protocol):
 
 
 def take_notification(
-    headers: Mapping[str, str], body: bytes, *, bucket: str, secret: Secret, executions: Executions
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    bucket: str,
+    secret: Secret,
+    executions: Executions,
+    deletions: Deletions | None = None,
 ) -> Answer:
     """Verifies a notification and starts its runs; answers as the page on webhooks says.
 
     202 with what was accepted and what was ignored and why, 400 malformed, 401 not authentic, 413 over 1 MiB, 503 when
-    a run could not be handed over: the sender repeats the whole notification, which starts no run twice.
+    a run could not be handed over: the sender repeats the whole notification, which starts no run twice. With
+    ``deletions`` the runs of deleted datasets are cancelled; then those are answered too, as ``cancelling``.
     """
     if len(body) > MAX_BODY_BYTES:
         return refusal(
@@ -42,8 +56,11 @@ def take_notification(
     try:
         signatures.verify(_secrets(secret.value()), headers, body)
         found = events.parse(body)
-        accepted, ignored = [], []
+        accepted, ignored, cancelling = [], [], []
         for event in found:
+            if deletions and event.bucket == bucket and event.deletes_dataset and (run_id := deletions.take(event)):
+                cancelling.append({"key": event.key, "run_id": run_id})
+                continue
             reason = event.why_ignored(bucket)
             if reason:
                 ignored.append({"key": event.key, "reason": reason})
@@ -59,7 +76,8 @@ def take_notification(
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not_handed_over", f"repeat it later: {error}")
     if not found:
         return HTTPStatus.OK, {"accepted": [], "ignored": []}
-    return HTTPStatus.ACCEPTED, {"accepted": accepted, "ignored": ignored}
+    answer = {"accepted": accepted, "ignored": ignored}
+    return HTTPStatus.ACCEPTED, answer | ({"cancelling": cancelling} if cancelling else {})
 
 
 def _secrets(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The dataset check: every rule of ``specs/data-rules.md``, in one pass over the bytes and in bounded memory."""
+"""The dataset check: every rule of ``RULES.md``, in one pass over the bytes and in bounded memory."""
 
 from tunedrop.dataset.check import DatasetCheck
 from tunedrop.dataset.report import Estimate, Finding, Format, Report, Tokens

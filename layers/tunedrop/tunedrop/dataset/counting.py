@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import accumulate
+from operator import add, sub
+from typing import TYPE_CHECKING, Any
 
 from tunedrop.dataset.aside import Aside
 from tunedrop.dataset.report import Findings, Format, Tokens
@@ -17,21 +18,18 @@ PER_EXAMPLE = 3
 PER_MESSAGE = 3
 PER_NAME = 1
 
-_BATCH = 1 << 20  # characters
+_BATCH = 1 << 20  # bytes of lines
 
 
-class Countable(NamedTuple):
-    """What is counted of an example: its texts, and tokens that come on top."""
-
-    texts: list[str]
-    extra: int = 0
+#: What is counted of an example: its texts, and tokens that come on top.
+type Countable = tuple[list[str], int]
 
 
 def countable(example: dict[str, Any], name: Format) -> Countable:
     """What is counted of a valid example of the format ``name``."""
     match name:
         case "completion":
-            return Countable([example["prompt"], example["completion"]])
+            return [example["prompt"], example["completion"]], 0
         case "preference":
             outputs = example["preferred_output"] + example["non_preferred_output"]
             messages = example["input"]["messages"] + outputs
@@ -40,7 +38,7 @@ def countable(example: dict[str, Any], name: Format) -> Countable:
     texts: list[str] = []
     _collect(messages, texts)
     names = sum(message.get("name") is not None for message in messages)
-    return Countable(texts, PER_EXAMPLE + PER_MESSAGE * len(messages) + PER_NAME * names)
+    return texts, PER_EXAMPLE + PER_MESSAGE * len(messages) + PER_NAME * names
 
 
 def _collect(value: Any, texts: list[str]) -> None:
@@ -68,20 +66,22 @@ class TokenTally:
         self._limit = limit
         self._findings = findings
         self._aside = Aside()
-        self._texts: list[str] = []
-        self._examples: list[tuple[int, int, int]] = []  # line, number of texts, tokens on top
-        self._waiting = 0
+        self._batch = _Batch()
         self._counts: Counter[int] = Counter()
 
     def take(self, line: int, part: Countable) -> None:
         """Take an example."""
-        self._texts += part.texts
-        self._examples.append((line, len(part.texts), part.extra))
+        texts, extra = part
+        batch = self._batch
+        batch.texts += texts
+        batch.ends.append(len(batch.texts))
+        batch.extras.append(extra)
+        batch.lines.append(line)
 
     def advance(self, size: int) -> None:
         """Count what was taken once it amounts to a batch; ``size`` is that of the lines since the last call."""
-        self._waiting += size
-        if self._waiting >= _BATCH:
+        self._batch.size += size
+        if self._batch.size >= _BATCH:
             self._send()
 
     def finish(self) -> Tokens | None:
@@ -120,15 +120,29 @@ class TokenTally:
         return count
 
     def _send(self) -> None:
-        if self._examples:
-            self._aside.run(self._count, self._texts, self._examples)
-        self._texts, self._examples, self._waiting = [], [], 0
+        if self._batch.lines:
+            self._aside.run(self._count, self._batch)
+        self._batch = _Batch()
 
-    def _count(self, texts: list[str], examples: list[tuple[int, int, int]]) -> None:
-        counts = iter(self._counter.count(texts))
-        for line, number, extra in examples:
-            tokens = sum(islice(counts, number)) + extra
-            self._counts[tokens] += 1
-            if self._limit and tokens > self._limit:
-                remedy = f"{tokens} tokens; the tail over {self._limit} is cut: shorten or split the example"
-                self._findings.warning("too_long", remedy, line)
+    def _count(self, batch: _Batch) -> None:
+        # In whole lists rather than example by example: this holds the interpreter's lock, which the parse wants.
+        sums = [0, *accumulate(self._counter.count(batch.texts))]
+        ends = [sums[end] for end in batch.ends]
+        counts = list(map(sub, map(add, ends, batch.extras), [0, *ends]))
+        self._counts.update(counts)
+        if self._limit and max(counts) > self._limit:
+            for line, tokens in zip(batch.lines, counts, strict=True):
+                if tokens > self._limit:
+                    remedy = f"{tokens} tokens; the tail over {self._limit} is cut: shorten or split the example"
+                    self._findings.warning("too_long", remedy, line)
+
+
+class _Batch:
+    """Examples that are counted together: their texts, where each example's end, their extra tokens and lines."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.ends: list[int] = []
+        self.extras: list[int] = []
+        self.lines: list[int] = []
+        self.size = 0

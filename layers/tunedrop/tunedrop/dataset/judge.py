@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from tunedrop.dataset.counting import TokenTally, countable
 from tunedrop.dataset.fingerprints import NONE, fingerprint
 from tunedrop.dataset.formats import ExampleRules, infer, is_another, rules_of
 from tunedrop.dataset.lines import Lines
-from tunedrop.dataset.plain import NOT_PLAIN, PlainExample, decoder_of
+from tunedrop.dataset.plain import NOT_PLAIN, Decoder, PlainExample, decoders_of
 from tunedrop.dataset.report import Findings, Format
-from tunedrop.dataset.strict_json import Malformed, parse
+from tunedrop.dataset.strict_json import MAX_VALUES, Malformed, parse, refuse_bulk
 from tunedrop.dataset.values import Line
 from tunedrop.providers import DataProfile, Method
 
@@ -44,7 +45,8 @@ class Judge:
         self._method = method
         self._tally = tally
         self._rules: ExampleRules | None = None
-        self._decode: Callable[[bytes], PlainExample] | None = None
+        self._decode: Decoder = _nothing  # of the plainest examples, then those of less plain ones
+        self._further: tuple[Decoder, ...] = ()
         if format:
             self._adopt(format)
 
@@ -56,7 +58,17 @@ class Judge:
         fingerprints: list[int] = []
         for number, line in enumerate(block.lines, first_line):
             try:
-                fingerprints.append(self._judge_line(line, number))
+                example = self._decode(line)
+            except NOT_PLAIN:
+                pass
+            else:
+                if example.settle(self._findings, number):
+                    fingerprints.append(hash(example) or 1)
+                    if self._tally:
+                        self._tally.take(number, example.countable())
+                    continue
+            try:
+                fingerprints.append(self._judge_further(line, number, self._further))
             except Malformed as problem:
                 fingerprints.append(NONE)
                 message = problem.message
@@ -69,13 +81,15 @@ class Judge:
         self.examples += len(block.lines)
         return fingerprints
 
-    def _judge_line(self, line: bytes, number: int) -> int:
-        """Judge one line; answers its example's fingerprint."""
-        if self._decode:
+    def _judge_further(self, line: bytes, number: int, decoders: tuple[Decoder, ...]) -> int:
+        """Judge a line by the first type that it is of, else in full; answers its example's fingerprint."""
+        if len(line) > MAX_VALUES:
+            refuse_bulk(line)
+        for decode in decoders:
             try:
-                example = self._decode(line)
+                example = decode(line)
             except NOT_PLAIN:
-                return self._judge_in_full(line, number)
+                continue
             if example.settle(self._findings, number):
                 if self._tally:
                     self._tally.take(number, example.countable())
@@ -94,7 +108,7 @@ class Judge:
             return NONE
         if self.format is None or self._rules is None:
             self._adopt(self._choose(value))
-            return self._judge_line(line, number)
+            return self._judge_further(line, number, (self._decode, *self._further))
         place = Line(self._findings, number)
         if is_another(value, self.format):
             place.error("mixed_formats", None, f"this example is of another format than {self.format}, the file's")
@@ -118,4 +132,10 @@ class Judge:
     def _adopt(self, name: Format) -> None:
         self.format = name
         self._rules = rules_of(name, self._profile)
-        self._decode = decoder_of(name)
+        self._decode, *further = decoders_of(name) or (_nothing,)
+        self._further = tuple(further)
+
+
+def _nothing(_line: bytes) -> PlainExample:
+    """Stands for a decoder where there is none."""
+    raise msgspec.DecodeError

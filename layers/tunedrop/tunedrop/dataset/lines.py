@@ -42,13 +42,14 @@ class LineSplitter:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._block = min(BLOCK, limit)  # so that only a line that spans blocks can exceed the limit
         self._pending: list[bytes] = []
         self._pending_size = 0
 
     def feed(self, data: bytes) -> Iterator[Lines | TooLong]:
         """Yield the lines that ``data`` completes, about a block at a time."""
-        for start in range(0, len(data), BLOCK):
-            block = data[start : start + BLOCK]
+        for start in range(0, len(data), self._block):
+            block = data[start : start + self._block]
             lines = BytesIO(block).readlines()
             rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
             begin = 0

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import msgspec
 
-from tunedrop.dataset.lines import LineSplitter
+from tunedrop.dataset.lines import LineSplitter, TooLong
 from tunedrop.dataset.opening import BYTE_ORDER_MARK
 from tunedrop.dataset.plain import NOT_PLAIN, PlainCompletion
 
 _BLANK = b" \t\r\n"
+
+
+class Unmendable(Exception):
+    """The file cannot be copied; the message says why."""
 
 
 class Mender:
@@ -29,13 +34,10 @@ class Mender:
 
     def mend(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the lines of the file that ``chunks`` make up, mended; none of them is longer than the limit."""
-        number = 0
-        for line in self._lines(chunks):
-            number += 1
+        for number, line in enumerate(self._lines(chunks), 1):
             if number == 1 and line.startswith(BYTE_ORDER_MARK):
                 self.mended["byte order mark"] += 1
-                line = line.removeprefix(BYTE_ORDER_MARK)
-            text = line.strip(_BLANK)
+            text = (line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line).strip(_BLANK)
             if not text:
                 self.mended["blank line"] += 1
             elif number in self._repeats:
@@ -46,10 +48,9 @@ class Mender:
 
     def _lines(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         splitter = LineSplitter(self._max_line)
-        for chunk in chunks:
-            for block in splitter.feed(chunk):
-                yield from block.lines
-        for block in splitter.finish():
+        for block in chain(chain.from_iterable(map(splitter.feed, chunks)), splitter.finish()):
+            if isinstance(block, TooLong):
+                raise Unmendable(f"a line of it has more than {self._max_line} bytes")
             yield from block.lines
 
     def _with_leading_space(self, line: bytes) -> bytes:

@@ -1,20 +1,22 @@
 """The fast path: examples of the ordinary kind, decoded straight into types.
 
-What decodes here obeys every error rule: roles and keys are known, content is text and not empty. Whatever does not
-(tool calls, parts, weights, or a mistake) raises and is judged by the rules in full. So nothing here decides that a
-line is wrong; a test holds the two against each other.
+What decodes and settles here obeys every error rule. Whatever does not (parts, images, or a mistake) is judged by the
+rules in full. So nothing here decides that a line is wrong; a test holds the two against each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from operator import attrgetter
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tunedrop.dataset.counting import PER_EXAMPLE, PER_MESSAGE, Countable
+from tunedrop.dataset.counting import PER_EXAMPLE, PER_MESSAGE, PER_NAME, Countable
 from tunedrop.dataset.formats import warn_of_identical_outputs, warn_of_leading_space, warn_of_roles
 from tunedrop.dataset.report import Findings, Format
+from tunedrop.dataset.strict_json import is_json, too_deep
+from tunedrop.dataset.tool_rules import MAX_TOOLS, TOOL_NAME
 from tunedrop.dataset.values import Line
 
 #: What a decoder raises at a line that is not plain.
@@ -28,7 +30,7 @@ class Plain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 class Message(Plain, frozen=True, tag_field="role"):
-    """A message that is text."""
+    """A message that is text and nothing else."""
 
     content: Text
 
@@ -54,7 +56,7 @@ type Messages = Annotated[tuple[AnyMessage, ...], msgspec.Meta(min_length=1)]
 
 
 class PlainExample(Plain, frozen=True):
-    """An example of a plain format; equal ones have the same hash in this process."""
+    """An example that types alone have judged, but for what ``settle`` adds; equal ones have the same hash."""
 
     def settle(self, findings: Findings, line: int) -> bool:
         """Report what is worth a warning; False where only the rules in full can judge the example."""
@@ -87,6 +89,144 @@ class PlainChat(PlainExample, frozen=True):
     def countable(self) -> Countable:
         """What of it is counted as tokens."""
         return _countable(self.messages)
+
+
+class FunctionCall(Plain, frozen=True):
+    """What is called; ``arguments`` hold JSON."""
+
+    name: Text
+    arguments: str
+
+
+class ToolCall(Plain, frozen=True):
+    """A call of a tool."""
+
+    id: Text
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class NamedMessage(Plain, frozen=True, tag_field="role"):
+    """A message that may have a name."""
+
+    content: Text
+    name: str | None = None
+
+    def texts(self) -> list[str]:
+        """Its texts, but for the role."""
+        return [self.content] if self.name is None else [self.content, self.name]
+
+
+class NamedSystemMessage(NamedMessage, frozen=True, tag="system"):
+    """A system message."""
+
+
+class NamedDeveloperMessage(NamedMessage, frozen=True, tag="developer"):
+    """A developer message."""
+
+
+class NamedUserMessage(NamedMessage, frozen=True, tag="user"):
+    """A user message."""
+
+
+class ToolMessage(NamedMessage, frozen=True, kw_only=True, tag="tool"):
+    """The answer to a call."""
+
+    tool_call_id: str
+
+    def texts(self) -> list[str]:
+        """Its texts, but for the role."""
+        return [*super().texts(), self.tool_call_id]
+
+
+class CallingMessage(Plain, frozen=True, tag_field="role", tag="assistant"):
+    """An assistant message that may call tools."""
+
+    content: str | None = None
+    name: str | None = None
+    weight: Literal[0, 1] | None = None
+    tool_calls: Annotated[tuple[ToolCall, ...], msgspec.Meta(min_length=1)] | None = None
+
+    def texts(self) -> list[str]:
+        """Its texts, but for the role."""
+        texts = [text for text in (self.content, self.name) if text is not None]
+        for call in self.tool_calls or ():
+            texts += (call.id, call.type, call.function.name, call.function.arguments)
+        return texts
+
+
+type AnyToolMessage = NamedSystemMessage | NamedDeveloperMessage | NamedUserMessage | ToolMessage | CallingMessage
+
+
+class ToolFunction(Plain, frozen=True):
+    """What a tool offers."""
+
+    name: Annotated[str, msgspec.Meta(pattern=f"^(?:{TOOL_NAME})\\Z")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Plain, frozen=True):
+    """A tool."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class ToolChat(PlainExample, frozen=True):
+    """A conversation in which tools are called."""
+
+    messages: Annotated[tuple[AnyToolMessage, ...], msgspec.Meta(min_length=1)]
+    tools: Annotated[tuple[Tool, ...], msgspec.Meta(max_length=MAX_TOOLS)] | None = None
+    parallel_tool_calls: bool | None = None
+
+    def settle(self, findings: Findings, line: int) -> bool:
+        """Report what is worth a warning; False where only the rules in full can judge the example."""
+        learns = self._answers_every_call()
+        if not learns or too_deep(self._tools_as_json()):
+            return False
+        kinds = {*map(type, self.messages)}
+        warn_of_roles(
+            Line(findings, line),
+            instructed=NamedSystemMessage in kinds or NamedDeveloperMessage in kinds,
+            asked=NamedUserMessage in kinds,
+        )
+        return True
+
+    def __hash__(self) -> int:
+        return hash((self.messages, self._tools_as_json(), self.parallel_tool_calls))
+
+    def countable(self) -> Countable:
+        """What of it is counted as tokens."""
+        messages = self.messages
+        names = sum(message.name is not None for message in messages)
+        texts = [text for message in messages for text in message.texts()]
+        return texts, PER_EXAMPLE + (PER_MESSAGE + 1) * len(messages) + PER_NAME * names
+
+    def _tools_as_json(self) -> bytes:
+        return msgspec.json.encode(self.tools, order="sorted")
+
+    def _answers_every_call(self) -> bool:
+        """Whether the calls are answered in their turn, and the last message is an assistant's to learn from."""
+        waiting: set[str] = set()
+        learns = False
+        for message in self.messages:
+            if isinstance(message, ToolMessage):
+                if message.tool_call_id not in waiting:
+                    return False
+                waiting.remove(message.tool_call_id)
+            elif waiting:
+                return False
+            elif isinstance(message, CallingMessage):
+                if message.tool_calls:
+                    if not all(is_json(call.function.arguments) for call in message.tool_calls):
+                        return False
+                    waiting = {call.id for call in message.tool_calls}
+                elif not message.content:
+                    return False
+                learns = learns or message.weight != 0
+        return learns and isinstance(self.messages[-1], CallingMessage)
 
 
 class PlainInput(Plain, frozen=True):
@@ -130,25 +270,30 @@ class PlainCompletion(PlainExample, frozen=True):
 
     def countable(self) -> Countable:
         """What of it is counted as tokens."""
-        return Countable([self.prompt, self.completion])
+        return [self.prompt, self.completion], 0
 
 
-def decoder_of(name: Format) -> Callable[[bytes], PlainExample] | None:
-    """What decodes the plain examples of a format; raises one of NOT_PLAIN at all others.
+type Decoder = Callable[[bytes], PlainExample]
+
+
+def decoders_of(name: Format) -> tuple[Decoder, ...]:
+    """What decodes the plain examples of a format, to be tried in turn; each raises one of NOT_PLAIN at all others.
 
     A reinforcement example has no such type: any further key of it may hold any value.
     """
-    kind = _TYPES.get(name)
-    return msgspec.json.Decoder(kind).decode if kind else None
+    return tuple(msgspec.json.Decoder(kind).decode for kind in _TYPES.get(name, ()))
 
 
-_TYPES: dict[Format, type[PlainExample]] = {
-    "chat": PlainChat,
-    "preference": PlainPreference,
-    "completion": PlainCompletion,
+_TYPES: dict[Format, tuple[type[PlainExample], ...]] = {
+    "chat": (PlainChat, ToolChat),
+    "preference": (PlainPreference,),
+    "completion": (PlainCompletion,),
 }
+
+
+_content = attrgetter("content")
 
 
 def _countable(messages: tuple[AnyMessage, ...]) -> Countable:
     # The name of every role is one token in every encoding.
-    return Countable([message.content for message in messages], PER_EXAMPLE + (PER_MESSAGE + 1) * len(messages))
+    return list(map(_content, messages)), PER_EXAMPLE + (PER_MESSAGE + 1) * len(messages)

@@ -15,24 +15,31 @@ import re2  # type: ignore[import-untyped]
 
 from tunedrop.dataset.lines import Lines
 from tunedrop.dataset.report import Findings
-from tunedrop.dataset.strict_json import Malformed, parse
+from tunedrop.dataset.strict_json import Malformed, parse, refuse_bulk
 
+#: By kind, a pattern that begins with something rare, so that the search skips to it; what must not stand before it is
+#: looked at from there, backwards.
 _SECRETS = {
-    "an OpenAI API key": r"sk-(?!ant-)[A-Za-z0-9_-]{20,}",
-    "an Anthropic API key": r"sk-ant-[A-Za-z0-9_-]{20,}",
-    "an AWS access key": r"(?:AKIA|ASIA)[0-9A-Z]{16}",
-    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,}",
+    "an OpenAI API key": r"sk-(?<![A-Za-z0-9_-]sk-)(?!ant-)[A-Za-z0-9_-]{20,}",
+    "an Anthropic API key": r"sk-ant-(?<![A-Za-z0-9_-]sk-ant-)[A-Za-z0-9_-]{20,}",
+    "an AWS access key": r"A(?:KIA|SIA)(?<![A-Za-z0-9_-]....)[0-9A-Z]{16}",
+    "a GitHub token": r"gh[pousr]_(?<![A-Za-z0-9_-]....)[A-Za-z0-9]{36,}",
+    "a fine-grained GitHub token": r"github_pat_[A-Za-z0-9_]{22,}",
     "a GitLab token": r"glpat-[A-Za-z0-9_-]{20,}",
-    "a Slack token": r"xox[abeoprs]-[A-Za-z0-9-]{10,}",
-    "a Stripe key": r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}",
-    "a Google API key": r"AIza[A-Za-z0-9_-]{35}",
-    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
-    "a JSON web token": r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
+    "a Slack token": r"xox[abeoprs]-(?<![A-Za-z0-9_-].....)[A-Za-z0-9-]{10,}",
+    "a Stripe key": r"[rs]k_(?<![A-Za-z0-9_-]...)(?:live|test)_[A-Za-z0-9]{16,}",
+    "a Google API key": r"AIza(?<![A-Za-z0-9_-]....)[A-Za-z0-9_-]{35}",
+    "a Hugging Face token": r"hf_(?<![A-Za-z0-9_-]...)[A-Za-z0-9]{30,}",
+    "a JSON web token": r"eyJ(?<![A-Za-z0-9_-]...)[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
+    "a private key": r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY",
 }
-_PRIVATE_KEY = r"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY"
-_EMAIL = r"[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}"
-_CARD = r"\d(?:[ -]?\d){12,18}"
-_TELEPHONE = r"\+\d(?:[ .()/-]{0,2}\d){7,14}|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4}"
+_EMAIL = r"@(?<=[A-Za-z0-9_]@)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
+_CARD = r"[0-9](?<![0-9.][0-9])(?<![0-9][ -][0-9])(?:[ -]?[0-9]){12,18}(?![ -]?[0-9])"
+_TELEPHONE = (
+    r"(?:\+(?<![0-9A-Za-z.+-]\+)[0-9](?:[ .()/-]{0,2}[0-9]){7,14}"
+    r"|\((?<![0-9A-Za-z.+-]\()[0-9]{3}\) ?[0-9]{3}[ .-][0-9]{4}"
+    r"|[0-9](?<![0-9A-Za-z.+-][0-9])[0-9]{2}[.-][0-9]{3}[.-][0-9]{4})(?![0-9A-Za-z]|[.-][0-9])"
+)
 
 #: What a raw line holds, at the least, if one of its strings holds something of the kinds above.
 _CANDIDATE = "|".join(
@@ -42,7 +49,7 @@ _CANDIDATE = "|".join(
         r"gh[pousr]_[A-Za-z0-9]{20}|github_pat_|glpat-|xox[abeoprs]-|[rs]k_(?:live|test)_|AIza|hf_[A-Za-z0-9]{30}",
         r"eyJ[A-Za-z0-9_-]{8,}\.eyJ",
         r"-----BEGIN ",
-        r"[A-Za-z0-9_%+-]@[A-Za-z0-9]",
+        r"\b@[A-Za-z0-9-]+\.[A-Za-z0-9]",
         r"\d(?:[ -]?\d){12}",
         r"(?:\+|\\u002[bB])\d(?:[ .()/-]{0,2}\d){7}|\d{3}\)? ?[.-]?\d{3}[ .-]\d{4}",
     )
@@ -56,25 +63,15 @@ def _candidates() -> Any:
     return re2.compile(_CANDIDATE.encode(), options)
 
 
-_EXACT = tuple(
-    (kind, re.compile(pattern, re.ASCII))
-    for kind, pattern in (
-        *((kind, rf"(?<![A-Za-z0-9_-])(?:{pattern})") for kind, pattern in _SECRETS.items()),
-        ("a private key", _PRIVATE_KEY),
-        ("an e-mail address", rf"(?<![A-Za-z0-9._%+-]){_EMAIL}(?![A-Za-z0-9-])"),
-        ("a payment card number", rf"(?<![0-9.])(?<!\d[ -]){_CARD}(?![ -]?\d)"),
-        ("a telephone number", rf"(?<![0-9A-Za-z.+-])(?:{_TELEPHONE})(?![0-9A-Za-z]|[.-]\d)"),
-    )
-)
+def _compiled(patterns: dict[str, str]) -> dict[str, re.Pattern[str]]:
+    return {kind: re.compile(pattern, re.ASCII | re.DOTALL) for kind, pattern in patterns.items()}
 
 
-def kinds_in(text: str) -> set[str]:
-    """The kinds of sensitive content in a text."""
-    return {
-        kind
-        for kind, pattern in _EXACT
-        if any(kind != "a payment card number" or _is_card(match[0]) for match in pattern.finditer(text))
-    }
+#: What to look for where a candidate begins with one of these bytes; elsewhere it is a secret's.
+_BY_FIRST_BYTE = dict.fromkeys(
+    b"0123456789+\\", _compiled({"a payment card number": _CARD, "a telephone number": _TELEPHONE})
+) | {ord("@"): _compiled({"an e-mail address": _EMAIL})}
+_SECRET_PATTERNS = _compiled(_SECRETS)
 
 
 class Scan:
@@ -86,23 +83,26 @@ class Scan:
 
     def search(self, block: Lines, first_line: int) -> None:
         """Search consecutive lines, the first of which has the number ``first_line``."""
-        last = -1
+        wanted: dict[int, dict[str, re.Pattern[str]]] = {}  # what to look for, by the index of a line
         for match in self._candidates.finditer(block.text, block.start, block.end):
-            index = bisect_right(block.starts, match.start() - block.start) - 1
-            if index == last:
-                continue
-            last = index
-            for kind in sorted(_kinds_in_line(block.lines[index])):
-                remedy = f"looks like {kind}; remove it, or replace it by a placeholder"
-                self._report("sensitive_content", remedy, first_line + index)
+            position = match.start()
+            index = bisect_right(block.starts, position - block.start) - 1
+            wanted.setdefault(index, {}).update(_BY_FIRST_BYTE.get(block.text[position], _SECRET_PATTERNS))
+        for index, patterns in wanted.items():
+            text = _text_of(block.lines[index])
+            for kind, pattern in sorted(patterns.items()):
+                if any(kind != "a payment card number" or _is_card(match[0]) for match in pattern.finditer(text)):
+                    remedy = f"looks like {kind}; remove it, or replace it by a placeholder"
+                    self._report("sensitive_content", remedy, first_line + index)
 
 
-def _kinds_in_line(line: bytes) -> set[str]:
+def _text_of(line: bytes) -> str:
+    """All strings of a line, one below the other: no pattern reaches over a line end."""
     try:
-        strings = _strings(parse(line))
+        refuse_bulk(line)
+        return "\n".join(_strings(parse(line)))
     except Malformed:
-        strings = iter((line.decode(errors="replace"),))
-    return {kind for text in strings for kind in kinds_in(text)}
+        return line.decode(errors="replace")
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -12,6 +12,9 @@ import msgspec
 #: Levels of nesting that are accepted.
 MAX_DEPTH = 128
 
+#: Values that one line may hold: each costs up to 250 bytes of memory once it is decoded.
+MAX_VALUES = 500_000
+
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
@@ -33,6 +36,28 @@ def too_deep(text: bytes) -> bool:
         return False
     steps = array("b", _STRING.sub(b"", text).translate(_BRACKETS, _NO_BRACKETS))
     return max(accumulate(steps), default=0) > MAX_DEPTH
+
+
+def refuse_bulk(text: bytes) -> None:
+    """Raise Malformed where decoding ``text`` would fill the memory, as 16 MiB of empty lists do (800 MB)."""
+    if _values(text) > MAX_VALUES and _values(_STRING.sub(b"", text)) > MAX_VALUES:
+        raise Malformed("line_too_long", f"more than {MAX_VALUES} values in one line; shorten it")
+
+
+def _values(text: bytes) -> int:
+    """The number of values at most; commas and brackets inside of strings count, too."""
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
+def is_json(text: str) -> bool:
+    """Whether ``text`` is one JSON value that ``parse`` would take."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and too_deep(text.encode()):
+        return False
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def parse(text: bytes) -> Any:

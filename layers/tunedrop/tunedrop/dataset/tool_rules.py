@@ -9,7 +9,8 @@ from tunedrop.dataset.strict_json import Malformed, parse
 from tunedrop.dataset.values import Line, child
 
 MAX_TOOLS = 128
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+TOOL_NAME = "[A-Za-z0-9_-]{1,64}"
+_NAME = re.compile(TOOL_NAME)
 
 
 def check_tools(line: Line, example: dict[str, Any], path: str) -> None:

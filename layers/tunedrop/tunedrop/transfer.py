@@ -1,0 +1,428 @@
+"""Sending a dataset while it is being read, and committing it only once it is known to be valid.
+
+Bytes leave as they are checked; a file comes into being at the service with :meth:`Outgoing.commit` alone. Up to what
+the provider's profile says this is one streaming call whose end is held back until then; above, an upload in parts,
+which are sent at the same time, noted in the ledger, and not sent again by an attempt that continues a dead one's work.
+Memory grows with the parts under way, never with the dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from queue import Full, Queue
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from tunedrop.clock import now
+from tunedrop.errors import (
+    Denied,
+    Final,
+    Rejected,
+    Throttled,
+    Transient,
+    TunedropError,
+    Unauthorised,
+    UnknownOutcome,
+)
+from tunedrop.ledger import Ledger
+from tunedrop.provider import Provider, ProviderFile
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+RESERVE_SECONDS = 60.0
+"""So long before the function's time is over, no more is begun."""
+LAST_LOOK_SECONDS = 120.0
+"""A commit whose outcome is unknown is looked for so long before it is repeated: listings lag behind."""
+HELD_BYTES = 8 << 20
+"""Of one call, so much at the end is held back; what is no larger is sent as a whole after the verdict."""
+WAITING_CHUNKS = 8
+SENDERS = 3
+ATTEMPTS = 4
+LONGEST_PAUSE_SECONDS = 30.0
+NOTE_SECONDS = 1.0
+"""A death costs the parts of so long."""
+ENDING_SECONDS = 20.0
+
+
+class OutOfTime(Exception):
+    """The function's time is nearly over; ``progressed`` says whether the next attempt has less to do than this one."""
+
+    progressed = False
+
+
+class Outgoing:
+    """A dataset on its way to the service, as a context manager.
+
+    Hand it all chunks in order, through :meth:`through` or :meth:`send`, then call :meth:`commit`. Where the block is
+    left without, nothing of it becomes a file; after a final error what was sent is dropped, after any other it is kept
+    for the next attempt.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        name: str,
+        size: int,
+        *,
+        provider: Provider,
+        ledger: Ledger,
+        seconds_left: Callable[[], float] = lambda: math.inf,
+    ) -> None:
+        """``size`` bytes are to come and will be the file called ``name``, without a byte order mark at their start."""
+        self._name = name
+        self._size = size
+        self._provider = provider
+        self._notes = _Notes(ledger, run_id, name)
+        self._seconds_left = seconds_left
+        self._opening = b""
+        self._way: _Way | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._way:
+            self._way.end(drop=isinstance(error, Final))
+            if isinstance(error, OutOfTime):
+                error.progressed = self._way.progressed
+
+    def through(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Sends the chunks as somebody else reads them; raises as :meth:`send`."""
+        for chunk in chunks:
+            self.send(chunk)
+            yield chunk
+
+    def send(self, chunk: bytes) -> None:
+        """Sends a chunk, sooner or later; waits while too many are under way.
+
+        Raises:
+            OutOfTime: before the function's time is over.
+            UnknownOutcome: an earlier attempt's commit may still show; or a call failed, and nothing was committed.
+            Rejected, Denied, Throttled, Unauthorised, Transient: as the service answered.
+        """
+        self._look_at_the_clock()
+        if self._way is None:
+            chunk = self._opening = self._opening + chunk
+            if len(chunk) < min(len(BYTE_ORDER_MARK), self._size):
+                return
+            data = chunk.removeprefix(BYTE_ORDER_MARK)
+            self._way = self._choose(self._size - len(chunk) + len(data))
+            self._opening, chunk = b"", data
+        self._way.send(chunk)
+
+    def commit(self) -> ProviderFile:
+        """Makes a file of what was sent, or finds the one that an earlier attempt has made.
+
+        Raises:
+            OutOfTime: before anything was committed.
+            UnknownOutcome: the service may have made the file; the next attempt looks for it.
+            Rejected, Denied, Throttled, Unauthorised, Transient: as the service answered; there is no file.
+        """
+        assert self._way, "an empty dataset is not valid"  # noqa: S101
+        return self._way.commit()
+
+    def _choose(self, size: int) -> _Way:
+        # A completed upload cannot be read: whatever made the file, it is found in the list.
+        whole = [file for file in self._provider.files_named(self._name) if file.size == size]
+        for surplus in whole[1:]:
+            self._provider.delete_file(surplus.id)
+        if whole:
+            return _Arrived(whole[0])
+        committed_at = self._notes.values.get("committed_at")
+        if committed_at is not None and now() < committed_at + LAST_LOOK_SECONDS:
+            raise UnknownOutcome("whether the dataset has arrived is not known yet")
+        above = self._provider.profile.uploads_above
+        if above is not None and size > above:
+            return _InParts(self._name, size, self._provider, self._notes, self._look_at_the_clock)
+        return _OneCall(self._name, size, self._provider, self._notes, self._look_at_the_clock)
+
+    def _look_at_the_clock(self) -> None:
+        if self._seconds_left() < RESERVE_SECONDS:
+            raise OutOfTime
+
+
+class _Way(Protocol):
+    """How the bytes travel. ``progressed``: has the next attempt less to do because of this one."""
+
+    progressed: bool
+
+    def send(self, chunk: bytes) -> None: ...
+
+    def commit(self) -> ProviderFile: ...
+
+    def end(self, *, drop: bool) -> None: ...
+
+
+class _Arrived:
+    """An earlier attempt has committed it; only the check is made again."""
+
+    progressed = False
+
+    def __init__(self, file: ProviderFile) -> None:
+        self._file = file
+
+    def send(self, chunk: bytes) -> None:
+        pass
+
+    def commit(self) -> ProviderFile:
+        return self._file
+
+    def end(self, *, drop: bool) -> None:
+        pass
+
+
+class _OneCall:
+    """One multipart request. It is as long as it says it is: without its last bytes the service makes no file of it."""
+
+    progressed = False
+
+    def __init__(self, name: str, size: int, provider: Provider, notes: _Notes, be_patient: Callable[[], None]) -> None:
+        self._name = name
+        self._size = size
+        self._provider = provider
+        self._notes = notes
+        self._be_patient = be_patient
+        self._held: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._waiting: Queue[bytes | None] = Queue(WAITING_CHUNKS)
+        self._given_up = threading.Event()
+        self._pool = ThreadPoolExecutor(1, "send")
+        self._call: Future[ProviderFile] | None = None
+
+    def send(self, chunk: bytes) -> None:
+        self._held.append(chunk)
+        self._held_bytes += len(chunk)
+        while self._held_bytes - len(self._held[0]) >= HELD_BYTES:
+            first = self._held.popleft()
+            self._held_bytes -= len(first)
+            self._hand_on(first)
+
+    def commit(self) -> ProviderFile:
+        with self._notes.committing():
+            if self._call is None:
+                return self._provider.upload(self._name, self._held, self._size)
+            for chunk in (*self._held, None):
+                self._hand_on(chunk)
+            return self._call.result()
+
+    def end(self, *, drop: bool) -> None:  # noqa: ARG002 - there is nothing to keep
+        if self._call is None:
+            return
+        self._given_up.set()
+        with suppress(Full):
+            self._waiting.put_nowait(None)
+        wait([self._call], ENDING_SECONDS)
+        self._pool.shutdown(wait=False)
+
+    def _hand_on(self, chunk: bytes | None) -> None:
+        if self._call is None:
+            self._call = self._pool.submit(self._provider.upload, self._name, self._chunks(), self._size)
+        while True:
+            if self._call.done():
+                self._call.result()
+                raise UnknownOutcome("the fine-tuning service answered before it had the whole dataset")
+            try:
+                return self._waiting.put(chunk, timeout=1)
+            except Full:
+                self._be_patient()
+
+    def _chunks(self) -> Iterator[bytes]:
+        while (chunk := self._waiting.get()) is not None:
+            if self._given_up.is_set():
+                break
+            yield chunk
+        if self._given_up.is_set():
+            raise Transient("sending was given up")
+
+
+class _InParts:
+    """An upload in parts, several at the same time. What has arrived is noted, and is sent no second time."""
+
+    def __init__(self, name: str, size: int, provider: Provider, notes: _Notes, be_patient: Callable[[], None]) -> None:
+        self._name = name
+        self._size = size
+        self._provider = provider
+        self._be_patient = be_patient
+        self._notes = notes
+        self._upload = _Upload.noted(notes, size, provider.profile.part_bytes)
+        self._resumed = self._upload is not None
+        self._md5 = hashlib.md5(usedforsecurity=False)  # what the service compares
+        self._part: list[bytes] = []
+        self._room = provider.profile.part_bytes
+        self._count = 0
+        self._stopping = threading.Event()
+        self._pool = ThreadPoolExecutor(SENDERS, "send")
+        self._under_way: deque[Future[None]] = deque()
+        self.progressed = False
+
+    def send(self, chunk: bytes) -> None:
+        self._md5.update(chunk)
+        while len(chunk) >= self._room:
+            self._part.append(chunk[: self._room])
+            chunk = chunk[self._room :]
+            self._send_part()
+        if chunk:
+            self._part.append(chunk)
+            self._room -= len(chunk)
+
+    def commit(self) -> ProviderFile:
+        if self._part:
+            self._send_part()
+        while self._under_way:
+            self._wait_for_one()
+        upload = self._begun()
+        ids = [upload.parts[number] for number in range(self._count)]
+        with self._notes.committing():
+            return self._complete(upload, ids)
+
+    def end(self, *, drop: bool) -> None:
+        self._stopping.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        wait(self._under_way, ENDING_SECONDS)
+        if self._upload and not drop:
+            self._notes.complete(self._upload)
+        elif self._upload:
+            # What cannot be cancelled now expires within the hour.
+            with suppress(TunedropError):
+                self._provider.cancel_upload(self._upload.id)
+                self._notes.write(upload=None, committed_at=None)
+
+    def _send_part(self) -> None:
+        number, chunks = self._count, self._part
+        self._count, self._part, self._room = number + 1, [], self._provider.profile.part_bytes
+        upload = self._begun()
+        if number in upload.parts:
+            return
+        while len(self._under_way) >= SENDERS:
+            self._wait_for_one()
+        self._under_way.append(self._pool.submit(self._arrive, upload, number, chunks))
+
+    def _begun(self) -> _Upload:
+        if self._upload is None:
+            begun = self._provider.begin_upload(self._name, self._size)
+            part_bytes = self._provider.profile.part_bytes
+            self._upload = _Upload(begun.id, begun.expires_at, self._size, part_bytes, {})
+            self._notes.write(upload=asdict(self._upload))
+        return self._upload
+
+    def _wait_for_one(self) -> None:
+        while not wait([self._under_way[0]], 1).done:
+            self._be_patient()
+        self._under_way.popleft().result()
+
+    def _arrive(self, upload: _Upload, number: int, chunks: list[bytes]) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                part_id = self._provider.add_part(upload.id, chunks)
+                break
+            except (UnknownOutcome, Throttled) as error:
+                pause = error.wait_seconds if isinstance(error, Throttled) else attempt - 1
+                # Sent again all the same if it did arrive: a part that is not named at the end does no harm.
+                if attempt == ATTEMPTS or pause > LONGEST_PAUSE_SECONDS or self._stopping.wait(pause):
+                    raise
+            except (Rejected, Denied) as error:
+                raise self._unless_gone(error, upload) from error
+        self._notes.arrived(upload, number, part_id)
+        self.progressed = True
+
+    def _complete(self, upload: _Upload, ids: list[str]) -> ProviderFile:
+        unknown: UnknownOutcome | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._provider.complete_upload(upload.id, ids, self._md5.hexdigest())
+            except UnknownOutcome as error:
+                unknown = error
+                self._stopping.wait(attempt)
+            except (Rejected, Denied) as error:
+                if unknown:  # completed by the call that was not answered, it seems: the list will tell
+                    break
+                raise self._unless_gone(error, upload) from error
+        assert unknown  # noqa: S101
+        raise unknown
+
+    def _unless_gone(self, error: Final, upload: _Upload) -> TunedropError:
+        """The error to raise where the service refuses: its own, unless the reason is likely to be the upload's end."""
+        if not self._resumed and now() < upload.expires_at:
+            return error
+        self._notes.write(upload=None, committed_at=None)
+        return Transient("an upload in parts is no longer there; the next attempt begins another")
+
+
+@dataclass(slots=True)
+class _Upload:
+    """An upload in parts; ``parts`` are the ids of those that have arrived, by number."""
+
+    id: str
+    expires_at: int
+    size: int
+    part_bytes: int
+    parts: dict[int, str]
+
+    @classmethod
+    def noted(cls, notes: _Notes, size: int, part_bytes: int) -> Self | None:
+        """The one that an earlier attempt has begun, if it can be continued."""
+        if "upload" not in notes.values:
+            return None
+        upload = cls(**notes.values["upload"])
+        if (upload.size, upload.part_bytes) != (size, part_bytes) or upload.expires_at <= now():
+            return None
+        upload.parts = {int(number): part_id for number, part_id in upload.parts.items()}
+        return upload
+
+
+class _Notes:
+    """What is left in the ledger for the next attempt: the upload in parts, and since when the end may have come."""
+
+    def __init__(self, ledger: Ledger, run_id: str, name: str) -> None:
+        self._ledger = ledger
+        self._run_id = run_id
+        self._name = name
+        self._writing = threading.Lock()
+        self._written_at = -math.inf
+        self._unwritten = False
+        self.values = ledger.noted(run_id, name)
+
+    def write(self, **changes: Any) -> None:
+        """Changes some of the values; None forgets one."""
+        with self._writing:
+            self._write(changes)
+
+    def arrived(self, upload: _Upload, number: int, part_id: str) -> None:
+        """Adds a part; several may arrive at the same time. Not each is worth a write, which holds all of them."""
+        with self._writing:
+            upload.parts[number] = part_id
+            self._unwritten = True
+            if time.monotonic() >= self._written_at + NOTE_SECONDS:
+                self._write({"upload": asdict(upload)})
+
+    def complete(self, upload: _Upload) -> None:
+        """Writes what is not written yet."""
+        with self._writing:
+            if self._unwritten:
+                self._write({"upload": asdict(upload)})
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Notes the time before what makes the file; takes it back where there is none for certain."""
+        self.write(committed_at=now())
+        try:
+            yield
+        except (Rejected, Denied, Throttled, Transient, Unauthorised):
+            self.write(committed_at=None)
+            raise
+
+    def _write(self, changes: dict[str, Any]) -> None:
+        values = {name: value for name, value in {**self.values, **changes}.items() if value is not None}
+        self._ledger.note(self._run_id, self._name, values)
+        self._written_at = time.monotonic()
+        self._unwritten = False
+        self.values = values

@@ -1,0 +1,228 @@
+"""How fast a dataset gets from the bucket to the service, and in how much memory, against what bounds it.
+
+`python -m tests.bench.transfer [--mb 200 --mb 2000] [--runs 3]` starts an embedded stack and prints, for each size, the
+median of as many runs and the peak memory of a process that does nothing else: a plain download, a plain upload by the
+service's own client, what Tunedrop does without and with its check, and the whole downloaded before it is uploaded. At
+last the upload function itself, with everything that it does. Every figure of a size is measured with the same stack.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from local.deploy import ROOT
+from local.drop import bucket_client
+from local.stack import Address
+
+KEY = "bench/transfer.data"  # which starts no run
+DATASET = "bench/transfer.jsonl"
+WAYS = {
+    "download": "plain download, by boto3",
+    "upload": "plain upload, by the client",
+    "buffered": "download whole, then upload whole",
+    "transfer": "Tunedrop, the bytes alone",
+    "rules": "Tunedrop, checked, no tokens counted",
+    "checked": "Tunedrop, checked, tokens counted",
+}
+PART_LIMIT = 64 << 20
+FILE_LIMIT = 512_000_000
+
+
+def main() -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=int, action="append", help="size of the dataset; may be given again")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--way", choices=WAYS, action="append", help="only these")
+    parser.add_argument("--no-function", action="store_true", help="leave the function itself out")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measured(*options.child)))
+        return 0
+    for mb in options.mb or [200, 2000]:
+        table(mb, options.runs, options.way or list(WAYS), function=not options.no_function)
+    return 0
+
+
+def table(mb: int, runs: int, ways: list[str], *, function: bool) -> None:
+    """Prints the figures of one size."""
+    print(f"{mb} MB, median (least - most) of {runs} runs, peak memory of the process", flush=True)
+    command = [sys.executable, "-m", "local", "up", "--json", "--time-scale", "1"]
+    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as stack:
+        assert stack.stdout is not None
+        try:
+            address = Address(**json.loads(stack.stdout.readline()))
+            file = Path(folder) / "data.jsonl"
+            write_dataset(file, mb * 1_000_000)
+            bucket_client(address).upload_file(str(file), address.bucket, KEY)
+            found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+            for _ in range(runs):
+                for way in ways:
+                    child = [sys.executable, "-m", "tests.bench.transfer", "--child", way, address.to_json(), str(file)]
+                    answer = subprocess.run(child, capture_output=True, check=True, cwd=ROOT)
+                    found[way].append(json.loads(answer.stdout))
+            bound = max(
+                (statistics.median(seconds(found[way])) for way in ("download", "upload") if way in found), default=0
+            )
+            for way in ways:
+                row(WAYS[way], seconds(found[way]), max(figures["peak"] for figures in found[way]), bound)
+            if function:
+                row("the upload function, cold", *of_the_function(address, file), bound)
+        finally:
+            stack.terminate()
+
+
+def seconds(found: list[dict[str, float]]) -> list[float]:
+    """The times of a way's runs."""
+    return [figures["seconds"] for figures in found]
+
+
+def row(name: str, times: list[float], peak: float, bound: float) -> None:
+    """One line of the table; `bound` seconds is what the slower of the plain ways took."""
+    middle = statistics.median(times)
+    ratio = f"{middle / bound:5.2f} times the slower plain way" if bound else ""
+    print(f"{name:40} {middle:7.2f} ({min(times):.2f} - {max(times):.2f}) s {peak:6.0f} MB  {ratio}", flush=True)
+
+
+def write_dataset(file: Path, size: int) -> None:
+    """A valid dataset of about `size` bytes, no example like another."""
+    text = "Water it when the top inch of the soil is dry, less in winter, and keep it out of the wind. " * 8
+    with file.open("wb") as target:
+        for number in range(size // 890):
+            example = {
+                "messages": [
+                    {"role": "user", "content": f"How do I look after plant number {number}?"},
+                    {"role": "assistant", "content": f"{number}: {text}"},
+                ]
+            }
+            target.write(json.dumps(example).encode() + b"\n")
+
+
+def measured(way: str, address: str, file: str) -> dict[str, float]:
+    """Seconds and peak megabytes of one way, in this process."""
+    work = prepared(way, Address(**json.loads(address)), Path(file))
+    began = time.monotonic()
+    work()
+    took = time.monotonic() - began
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return {"seconds": took, "peak": int(peak.split()[1]) / 1024}
+
+
+def prepared(way: str, address: Address, file: Path) -> Callable[[], object]:
+    """A way, ready to go: what has to be imported and made for it is no part of its time."""
+    if way == "download":
+        import boto3  # noqa: F401
+
+        s3 = bucket_client(address)
+        s3.head_object(Bucket=address.bucket, Key=KEY)
+        return lambda: s3.download_fileobj(address.bucket, KEY, Nothing())
+    if way in ("upload", "buffered"):
+        import openai
+
+        client = openai.OpenAI(api_key=address.provider_key, base_url=address.provider, max_retries=0)
+        client.files.list()
+        s3 = bucket_client(address)
+
+        def upload(content: Any, size: int) -> None:
+            if size <= FILE_LIMIT:
+                client.files.create(file=("plain.jsonl", content), purpose="fine-tune")
+            else:
+                arguments: dict[str, Any] = {"mime_type": "application/jsonl", "purpose": "fine-tune"}
+                if not isinstance(content, bytes):
+                    content = file
+                else:
+                    arguments |= {"filename": "plain.jsonl", "bytes": size}
+                client.uploads.upload_file_chunked(file=content, **arguments)
+
+        def buffered() -> None:
+            body = s3.get_object(Bucket=address.bucket, Key=KEY)["Body"].read()
+            upload(body, len(body))
+
+        return buffered if way == "buffered" else lambda: upload(file.open("rb"), file.stat().st_size)
+    return tunedrop(way, address)
+
+
+def tunedrop(way: str, address: Address) -> Callable[[], object]:
+    """Tunedrop's own parts, put together as the upload step does it."""
+    from datetime import UTC, datetime
+
+    from tunedrop.bucket import S3Bucket
+    from tunedrop.ledger import DynamoLedger
+    from tunedrop.preflight import Wanted, preflight
+    from tunedrop.provider import OpenAIProvider
+    from tunedrop.providers import PROFILES
+    from tunedrop.runs import Run, RunRequest
+    from tunedrop.secret_store import KnownSecret
+    from tunedrop.transfer import Outgoing
+
+    from local.deploy import client
+
+    keys = {"access_key_id": address.access_key_id, "secret_access_key": address.secret_access_key}
+    bucket = S3Bucket(address.bucket, address.s3, KnownSecret(json.dumps(keys)))
+    provider = OpenAIProvider(PROFILES["openai"], address.provider, KnownSecret(address.provider_key))
+    ledger = DynamoLedger(client("dynamodb", address.aws), address.ledger)
+    run = ledger.begin(Run.of(RunRequest(uuid.uuid4().hex, address.bucket, KEY, "", None)))
+    today = datetime.now(UTC).date()
+    wanted = Wanted(today=today, model="gpt-4.1-mini", at_home=False, count_tokens=way == "checked")
+    provider.files_named("none")
+    if way != "transfer":
+        preflight([b"{}\n"], None, None, wanted)  # loads what the check needs
+
+    def work() -> None:
+        stored = bucket.open(KEY)
+        with Outgoing(run.run_id, f"{run.run_id}.jsonl", stored.size, provider=provider, ledger=ledger) as sending:
+            chunks = sending.through(stored.chunks)
+            if way == "transfer":
+                for _ in chunks:
+                    pass
+            else:
+                report = preflight(chunks, None, None, wanted).report
+                assert report.valid, report.errors
+            sending.commit()
+
+    return work
+
+
+class Nothing(io.RawIOBase):
+    """A file that keeps nothing."""
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return offset
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def of_the_function(address: Address, file: Path) -> tuple[list[float], float]:
+    """Seconds and peak megabytes of the upload function, on a dataset that is dropped now."""
+    bucket_client(address).upload_file(str(file), address.bucket, DATASET)
+    log = Path(address.logs) / "UploadFunction.log"
+    end = time.monotonic() + 900
+    while time.monotonic() < end:
+        report = log.exists() and re.search(r"\tDuration: ([\d.]+) ms.*Max Memory Used: (\d+) MB", log.read_text())
+        if report:
+            return [float(report[1]) / 1000], float(report[2])
+        time.sleep(1)
+    raise TimeoutError
+
+
+if __name__ == "__main__":
+    sys.exit(main())
