@@ -47,6 +47,17 @@ def test_a_profile_of_the_stacks_own_differs_from_another_in_what_it_says():
     assert not lab.hyperparameters_in_method
 
 
+def test_a_profile_says_how_large_a_dataset_may_be():
+    limits = {"file_limit": 100, "uploads_above": 50, "uploads_limit": 1000, "part_bytes": 10}
+    profiles = read_profiles(json.dumps({"lab": {**LAB, **limits}, "openai": {"uploads_above": None}}))
+    lab = profiles["lab"]
+    assert {name: getattr(lab, name) for name in limits} == limits
+    assert lab.largest_dataset == 1000
+    assert profiles["openai"].largest_dataset == 512 << 20
+    assert PROFILES["azure"].largest_dataset > PROFILES["azure"].uploads_above
+    assert PROFILES["litellm"].largest_dataset is None
+
+
 def test_a_profile_of_the_table_can_be_changed():
     text = json.dumps({"azure": {"base_url": "https://r.openai.azure.com/openai/v1", "extra_body": {}}})
     azure = read_profiles(text)["azure"]

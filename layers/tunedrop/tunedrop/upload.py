@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import tunedrop.dataset.sensitive  # noqa: F401 - every run searches: to be loaded at init, not in the first request
 from tunedrop.bucket import Bucket, StoredObject
 from tunedrop.clock import now
 from tunedrop.dataset import Finding, Report
