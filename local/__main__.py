@@ -9,6 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
+from tunedrop.errors import Transient
+from urllib3.exceptions import HTTPError
+
 from local.deploy import ROOT, InvalidParameter
 from local.drop import NotAccepted, drop, printer, summary
 from local.stack import Address, Options, Stack, answers, running
@@ -28,7 +31,7 @@ def main() -> int:
         signal.signal(ending, _end)
     try:
         return int(options.command(options))
-    except (InvalidParameter, NotAccepted, OSError) as error:
+    except (InvalidParameter, NotAccepted, OSError, OverflowError, Transient, HTTPError) as error:
         print(f"{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -161,7 +164,10 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _scale(text: str) -> float:
-    scale = float(text)
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = 0.0
     if not 0 < scale < float("inf"):
         raise argparse.ArgumentTypeError("a number greater than 0 is expected")
     return scale

@@ -46,7 +46,13 @@ _BY_US = (
     "AWS::StepFunctions::StateMachine",
 )
 # Guards between services, which do not guard each other here, and what watches them.
-_WITHOUT_EFFECT = ("AWS::CloudWatch::Alarm", "AWS::IAM::Role", "AWS::Lambda::Permission", "AWS::SQS::QueuePolicy")
+_WITHOUT_EFFECT = (
+    "AWS::CloudWatch::Alarm",
+    "AWS::IAM::Role",
+    "AWS::Lambda::Permission",
+    "AWS::Logs::MetricFilter",
+    "AWS::SQS::QueuePolicy",
+)
 _HTTP_API = ("AWS::ApiGatewayV2::Api", "AWS::ApiGatewayV2::Stage")
 
 _PACKAGED = "s3://packaged/"  # where `sam package` would have put a folder

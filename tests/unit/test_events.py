@@ -349,3 +349,9 @@ def test_whatever_differs_makes_another_run(other):
 def test_a_runs_id_can_name_an_execution_and_a_file():
     assert len(run_id(r2_message())) == 32
     assert run_id(r2_message()).isalnum()
+
+
+@pytest.mark.parametrize("etag", ["x" * 129, "a\r\nb", "é", "x" * 500_000])
+def test_an_etag_that_no_store_makes_is_malformed(etag):
+    with pytest.raises(MalformedEvent, match="eTag"):
+        parse(r2_message(eTag=etag))

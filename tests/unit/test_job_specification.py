@@ -128,5 +128,11 @@ KEYS = sorted(_schema()["properties"].keys() - {"provider"})  # which providers 
 
 @given(st.dictionaries(st.sampled_from(KEYS), values, max_size=3))
 def test_the_published_schema_says_the_same(specification):
-    valid = Draft202012Validator(_schema()).is_valid(without_nulls(specification))
+    valid = Draft202012Validator(_schema()).is_valid(without_nulls(specification)) and not specification.get("deploy")
     assert (findings(specification) == []) == valid
+
+
+@pytest.mark.parametrize("key", ["model", "training_file", "method", "hyperparameters", "metadata", "suffix", "seed"])
+def test_no_further_key_goes_past_what_is_checked_and_priced(key):
+    assert findings({"extra_body": {key: "x"}}) == [("invalid_value", f"extra_body.{key}")]
+    assert findings({"extra_body": {"trainingType": "Standard"}}) == []

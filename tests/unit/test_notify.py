@@ -181,8 +181,8 @@ def test_an_address_is_never_logged(final, ledger, caplog):
 
 def test_destinations_are_read_from_the_secret():
     text = json.dumps([{"url": HOOK.url, "secret": SECRET}, {"url": SLACK.url}])
-    assert destinations_of(text) == [HOOK, SLACK]
-    assert destinations_of("[]") == []
+    assert destinations_of(text) == ([HOOK, SLACK], [])
+    assert destinations_of("[]") == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -214,20 +214,21 @@ SECRET_PART = "token-in-address"
 )
 def test_an_address_that_is_not_https_is_refused_by_its_number_without_being_told(url):
     text = json.dumps([{"url": HOOK.url, "secret": SECRET}, {"url": url, "secret": SECRET}])
-    with pytest.raises(InvalidDestination, match="destination 2") as caught:
-        destinations_of(text)
-    assert SECRET_PART not in str(caught.value)
+    found, (problem,) = destinations_of(text)
+    assert found == [HOOK]
+    assert problem.startswith("destination 2 ")
+    assert SECRET_PART not in problem
 
 
 def test_plain_http_is_taken_where_it_is_allowed():
     text = json.dumps([{"url": "http://127.0.0.1:8000/", "secret": SECRET}])
-    assert destinations_of(text, allow_plain_http=True) == [Destination("http://127.0.0.1:8000/", SECRET)]
+    assert destinations_of(text, allow_plain_http=True) == ([Destination("http://127.0.0.1:8000/", SECRET)], [])
 
 
 @pytest.mark.parametrize("secret", [None, "", "whsec_", 1, [SECRET], {}])
 def test_a_webhook_needs_a_secret(secret):
-    with pytest.raises((InvalidDestination, module.signatures.EmptySecret)):
-        destinations_of(json.dumps([{"url": HOOK.url, "secret": secret}]))
+    found, problems = destinations_of(json.dumps([{"url": HOOK.url, "secret": secret}]))
+    assert (found, len(problems)) == ([], 1)
 
 
 # Over HTTP
@@ -386,6 +387,14 @@ def test_destinations_that_cannot_be_used_alarm_and_are_read_anew_next_time(noti
     secret.value(fresh=True)
     assert notifying.take(taken)
     assert sender.urls == [HOOK.url]
+
+
+def test_a_destination_that_is_wrong_does_not_silence_the_others(notifier, taken, caplog):
+    sender = MemorySender()
+    wrong = json.dumps([{"url": HOOK.url, "secret": SECRET}, {"url": "https://hooks.example.com/without-secret"}])
+    assert not notifier(FakeSecret(wrong), sender).take(taken)
+    assert sender.urls == [HOOK.url]
+    assert "destination 2" in caplog.text
 
 
 @pytest.mark.parametrize("error", [Transient("x"), Unauthorised("x")])

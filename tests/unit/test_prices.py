@@ -3,7 +3,7 @@
 from datetime import date
 
 import pytest
-from tunedrop.prices import PriceList, look_up
+from tunedrop.prices import PriceList, look_up, over_budget
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,9 @@ def test_an_end_counts_for_its_provider_only_and_the_providers_own_word_wins():
     model = look_up("gpt-4.1-nano")
     assert model.end("azure", date(2026, 11, 21)) is None
     assert model.end("azure", date(2026, 11, 21), announced=date(2026, 11, 1))[0] is True
+
+
+def test_a_limit_cannot_be_kept_where_no_price_is_known():
+    estimate = look_up("llama-of-ours").estimate(10, 1000)
+    assert "no price" in over_budget(estimate, 5)
+    assert over_budget(estimate, None) is None

@@ -98,7 +98,7 @@ def test_a_run_past_its_deadline_is_timed_out_instead_of_stepping_on(run, clock)
     clock.advance(168 * HOUR + 1)
     answer = take(raising(AssertionError("stepped on")), run, 168)
     assert answer["state"] == "timed_out"
-    assert answer["error"] == {"code": "deadline", "message": "the run did not end within its 168 hours"}
+    assert answer["error"] == {"code": "deadline", "message": "the run did not end within the 168 h that it may take"}
 
 
 def test_a_run_within_its_deadline_steps_on(run, clock):
@@ -108,7 +108,7 @@ def test_a_run_within_its_deadline_steps_on(run, clock):
 
 def test_a_deadline_may_be_a_part_of_an_hour(run, clock):
     clock.advance(0.5 * HOUR + 1)
-    assert "0.5 hours" in take(lambda: Done("waiting"), run, 0.5)["error"]["message"]
+    assert "the 0.5 h" in take(lambda: Done("waiting"), run, 0.5)["error"]["message"]
 
 
 # An execution holds 25,000 events; 9 for a turn of the loop: 5 of the task, 2 of the choice, 2 of the wait.
@@ -150,3 +150,9 @@ def test_looks_draw_apart_until_the_last_one(clock):
     assert max(looks) == 120
     assert 900 <= sum(looks) <= 901
     assert len(looks) < 15
+
+
+def test_no_wait_outlasts_the_deadline(run, clock):
+    """A job that runs on costs money, whatever the heartbeat is."""
+    clock.advance(3500)
+    assert take(lambda: Wait(36_000, "training"), run, 1)["wait_seconds"] == 101

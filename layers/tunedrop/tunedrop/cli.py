@@ -14,13 +14,14 @@ import msgspec
 from tunedrop import for_people, prices
 from tunedrop.dataset import DatasetCheck, Report
 from tunedrop.dataset.check import MAX_LINE
+from tunedrop.dataset.lines import BLOCK
 from tunedrop.dataset.mend import Mender, Unmendable
 from tunedrop.preflight import Wanted, preflight
 from tunedrop.providers import PROFILES, InvalidProviders, ProviderProfile, read_profiles
 
 VALID, REJECTED, USAGE = 0, 1, 2
 
-_CHUNK = 1 << 20
+_CHUNK = BLOCK  # so that nothing is cut once more
 _SHOW_PROGRESS = 50_000_000  # bytes
 
 
@@ -88,6 +89,7 @@ def _check_file(file: str, options: argparse.Namespace) -> int:
         own_prices=_own_prices(options.prices),
         count_tokens=not options.no_tokens,
         scan=not options.no_scan,
+        sha256=False,
         threads=options.jobs,
         max_findings=options.max_errors,
     )

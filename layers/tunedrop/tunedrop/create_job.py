@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tunedrop.clock import now
+from tunedrop.clock import now, seconds
 from tunedrop.deletion import dataset_deleted
 from tunedrop.errors import Denied, Rejected, Throttled, Unauthorised
 from tunedrop.ledger import Ledger
@@ -40,7 +40,7 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
         return Done("training")
     assert run.file_id is not None, "the upload step records the file before it lets the run go on"  # noqa: S101
     if not _processed(provider.file(run.file_id)):
-        return Wait(PROCESSING_PAUSE_SECONDS, run.state)
+        return Wait(_processing_pause(now() - seconds(run.updated_at)), run.state)
 
     jobs = provider.jobs_on(run.file_id)
     if jobs:
@@ -71,6 +71,11 @@ def keep_oldest(jobs: list[ProviderJob], provider: Provider) -> ProviderJob:
         _logger.warning("job %s trains on the same file as %s, one too many: it is cancelled", job.id, kept.id)
         provider.cancel_job(job.id)
     return kept
+
+
+def _processing_pause(age: float) -> float:
+    # Growing, lest an hour of it fill the history of the execution; and it ends when the patience does.
+    return max(PROCESSING_PAUSE_SECONDS, min(age / 60, LONGEST_PROCESSING_SECONDS - age))
 
 
 def _processed(file: ProviderFile) -> bool:

@@ -25,6 +25,7 @@ _R2_DELETIONS = ("DeleteObject", "LifecycleDeletion")
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-how-to-event-types-and-destinations.html
 _S3_DELETIONS = ("ObjectRemoved:", "LifecycleExpiration:")
 _MAX_KEY_BYTES = 1024
+_MAX_ETAG = 128
 
 
 class MalformedEvent(ValueError):
@@ -178,6 +179,8 @@ def _etag(stored: dict[str, Any], created: bool, path: str) -> str:
     etag = _get(stored, "eTag", str, path).strip('"')
     if not etag:
         raise MalformedEvent(f"{path}.eTag: empty, and what was created could not be told from what comes after it")
+    if len(etag) > _MAX_ETAG or not (etag.isascii() and etag.isprintable()):
+        raise MalformedEvent(f"{path}.eTag: an eTag has at most {_MAX_ETAG} printable characters")
     return etag
 
 

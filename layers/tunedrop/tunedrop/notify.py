@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import urllib3
 
 from tunedrop import signatures
-from tunedrop.clock import timestamp
 from tunedrop.errors import Transient, Unauthorised
 from tunedrop.ledger import Ledger, UnknownRun
 from tunedrop.runs import Run
@@ -84,27 +83,42 @@ class HttpSender:
             raise NotDelivered(f"answered {answer.status}")
 
 
-def destinations_of(text: str, *, allow_plain_http: bool = False) -> list[Destination]:
-    """The destinations in the notification secret.
+def destinations_of(text: str, *, allow_plain_http: bool = False) -> tuple[list[Destination], list[str]]:
+    """The destinations in the notification secret, and what is wrong with those that nothing can be sent to.
+
+    One that is wrong does not silence the others. The addresses themselves are not in the sentences.
 
     Raises:
-        InvalidDestination: it cannot be read, or an address is not https; the address itself is not in the message.
+        InvalidDestination: the secret cannot be read at all.
     """
     try:
         entries = json.loads(text)
-        found = [Destination(str(entry["url"]), entry.get("secret")) for entry in entries]
+        listed = [Destination(str(entry["url"]), entry.get("secret")) for entry in entries]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InvalidDestination(
             'the notification secret should read [{"url": "...", "secret": "whsec_..."}]'
         ) from error
-    for number, destination in enumerate(found, 1):
-        if not _is_address(destination.url, ("https", "http") if allow_plain_http else ("https",)):
-            raise InvalidDestination(f"destination {number} of the notification secret is no https address")
-        if not isinstance(destination.secret, str | None):
-            raise InvalidDestination(f"the secret of destination {number} of the notification secret is no text")
+    found, wrong = [], []
+    for number, destination in enumerate(listed, 1):
+        problem = _problem(destination, ("https", "http") if allow_plain_http else ("https",))
+        if problem:
+            wrong.append(f"destination {number} of the notification secret {problem}")
+        else:
+            found.append(destination)
+    return found, wrong
+
+
+def _problem(destination: Destination, schemes: tuple[str, ...]) -> str | None:
+    if not _is_address(destination.url, schemes):
+        return "is no https address"
+    if not isinstance(destination.secret, str | None):
+        return "has a secret that is no text"
+    try:
         if not destination.is_slack:
             signatures.secrets_of(destination.secret or "")
-    return found
+    except signatures.EmptySecret:
+        return "has no secret to sign with; it should read whsec_…"
+    return None
 
 
 def _is_address(url: str, schemes: tuple[str, ...]) -> bool:
@@ -165,18 +179,21 @@ class Notifier:
         document = json.loads(record["body"])
         run, notice = Run.from_document(document), document.get("notice")
         try:
-            to = destinations_of(self.destinations.value(), allow_plain_http=self.allow_plain_http)
+            to, wrong = destinations_of(self.destinations.value(), allow_plain_http=self.allow_plain_http)
             delivered = notify(run, to, sender=self.sender, ledger=self.ledger, notice=notice)
-        except (InvalidDestination, signatures.EmptySecret, Unauthorised, Transient) as error:
-            _logger.error("not delivered: %s", error, extra={"alarm": "notification", "run_id": run.run_id})  # noqa: TRY400
+            problem = "; ".join(wrong)
+        except (InvalidDestination, Unauthorised, Transient) as error:
+            problem = str(error)
             delivered = False
-        if not delivered:
+        if problem:
+            _logger.error("not delivered: %s", problem, extra={"alarm": "notification", "run_id": run.run_id})
+        if problem or not delivered:
             self.queue.change_message_visibility(
                 QueueUrl=self.queue_url,
                 ReceiptHandle=record["receiptHandle"],
                 VisibilityTimeout=pause_seconds(int(record["attributes"]["ApproximateReceiveCount"])),
             )
-        return delivered
+        return delivered and not problem
 
 
 def _message(run: Run, destination: Destination, notice: str | None) -> tuple[dict[str, str], str]:
@@ -185,7 +202,7 @@ def _message(run: Run, destination: Destination, notice: str | None) -> tuple[di
         # Slack takes <...> for a command or a link, and a file can be called anything.
         return headers, json.dumps({"text": html.escape(text_of(run, notice), quote=False)})
     kind, message_id = notice or run.state, f"msg_{run.run_id}_{notice}" if notice else f"msg_{run.run_id}"
-    body = json.dumps({"type": f"run.{kind}", "timestamp": timestamp(time.time()), "data": run.document()})
+    body = json.dumps({"type": f"run.{kind}", "timestamp": run.finished_at or run.updated_at, "data": run.document()})
     return headers | signatures.sign(destination.secret or "", message_id, time.time(), body), body
 
 

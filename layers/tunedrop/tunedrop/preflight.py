@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from importlib import import_module
 
 from tunedrop import job_request, job_specification, prices
 from tunedrop.dataset import DatasetCheck, Finding, Report, combine
@@ -43,6 +44,7 @@ class Wanted:
     own_prices: PriceList | None = None
     count_tokens: bool = True
     scan: bool = True
+    sha256: bool = True
     threads: int = 1
     max_findings: int = 100
 
@@ -75,7 +77,9 @@ class Preflight:
 
 
 def make_ready(model: str) -> None:
-    """Loads the vocabulary of ``model``, which takes half a second, before the first check needs it."""
+    """Loads what the first check would load: the search for sensitive content, and the vocabulary of ``model``, which
+    takes half a second."""
+    import_module("tunedrop.dataset.sensitive")  # which the command does without where nothing is searched
     Tokenizer(prices.look_up(model).encoding).count([""])
 
 
@@ -116,6 +120,7 @@ def preflight(
         epochs=parsed.epochs,
         scan=wanted.scan,
         refuse_sensitive=parsed.refuse_sensitive,
+        sha256=wanted.sha256,
         max_findings=wanted.max_findings,
     )
     for chunk in training:

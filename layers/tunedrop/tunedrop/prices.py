@@ -120,13 +120,27 @@ def default_epochs(examples: int) -> int:
 
 
 def over_budget(estimate: Estimate | None, max_cost_usd: float | None) -> str | None:
-    """A sentence with the figures where the estimate exceeds ``max_cost_usd``, None where it does not."""
-    if estimate is None or estimate.usd is None or max_cost_usd is None or estimate.usd <= max_cost_usd:
+    """A sentence with the figures where the estimate exceeds ``max_cost_usd``, None where it does not.
+
+    A limit is no limit where no price is known, so that is a sentence too.
+    """
+    if estimate is None or max_cost_usd is None:
+        return None
+    if estimate.usd is None:
+        return (
+            f"no price of training is known for this model, so a limit of {max_cost_usd:,g} USD cannot be kept: "
+            "name a model with a known price, or lift the limit"
+        )
+    if estimate.usd <= max_cost_usd:
         return None
     return (
-        f"training is estimated at {estimate.usd:.2f} USD ({estimate.billable_tokens} tokens in {estimate.epochs} "
-        f"epochs, prices of {estimate.price_date}), over max_cost_usd {max_cost_usd:.2f}"
+        f"training is estimated at {_usd(estimate.usd)} USD ({estimate.billable_tokens} tokens in {estimate.epochs} "
+        f"epochs, prices of {estimate.price_date}), over max_cost_usd {_usd(max_cost_usd)}"
     )
+
+
+def _usd(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.3g}"
 
 
 @cache

@@ -61,10 +61,17 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a run did not succeed; ``code`` is stable and for machines, ``message`` a sentence for a person."""
+    """Why a run did not succeed; ``code`` is stable and for machines, ``message`` a sentence for a person.
+
+    Both are cut to what a notification can hold: some of them are a service's own words, of any length.
+    """
 
     code: str
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code", _cut(self.code, 100))
+        object.__setattr__(self, "message", _cut(self.message, 1000))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +145,10 @@ def adapter_key(run_id: str, name: str) -> str:
 def is_adapter(key: str) -> bool:
     """Whether the key is of an adapter's file."""
     return key.startswith(ADAPTERS)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def results_key(run_id: str, name: str) -> str:

@@ -7,7 +7,6 @@ belongs there; that is the remedy. A key whose value is null counts as absent.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -115,5 +114,7 @@ def _members(value: dict[str, Any], schema: Schema, root: Schema, path: str) -> 
 
 def _unknown(key: str, known: Schema) -> str:
     names = [name for name in known if not name.startswith("$")]
+    from difflib import get_close_matches  # as rare as an unknown key
+
     close = get_close_matches(key, names, n=1, cutoff=0.6)
     return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known are {', '.join(sorted(names))}"

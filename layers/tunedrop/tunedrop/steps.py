@@ -49,9 +49,10 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
         Transient: the state machine repeats the step.
     """
     answer: dict[str, Any] = {"run_id": run.run_id, "state": run.state}
+    deadline = seconds(run.created_at) + deadline_hours * 3600
     try:
-        if now() > seconds(run.created_at) + deadline_hours * 3600:
-            raise TimedOut("deadline", f"the run did not end within its {deadline_hours:g} hours")
+        if now() > deadline:
+            raise TimedOut("deadline", f"the run did not end within the {deadline_hours:g} h that it may take")
         outcome = step()
     except Final as error:
         return answer | {"state": error.state, "error": {"code": error.code, "message": error.message}}
@@ -67,7 +68,9 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
         outcome = Wait(_patient(FIRST_LOOK_SECONDS, run), run.state)
     if isinstance(outcome, Wait):
         told = {"notice": _notice(run, outcome.notice)} if outcome.notice else {}
-        return answer | {"state": outcome.state, "wait_seconds": max(1, math.ceil(outcome.seconds))} | told
+        # No wait outlasts the deadline: a job that runs on costs money.
+        pause = min(outcome.seconds, deadline - now() + 1)
+        return answer | {"state": outcome.state, "wait_seconds": max(1, math.ceil(pause))} | told
     model = {"fine_tuned_model": outcome.fine_tuned_model} if outcome.fine_tuned_model else {}
     return answer | {"state": outcome.state} | model
 

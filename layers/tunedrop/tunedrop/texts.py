@@ -30,11 +30,11 @@ _NOTICES = {
         "as it would have; whoever does not want to wait can cancel the job there",
     ),
 }
-_MAX_SUBJECT = 100  # of an e-mail from SNS, which takes ASCII without line breaks alone
+_MAX_SUBJECT = 99  # of an e-mail from SNS, which takes ASCII without line breaks alone
 
 
 def subject_of(run: Run, notice: str | None = None) -> str:
-    """One line that says what became of the run, or what is to be noticed of it; ASCII, at most 100 characters."""
+    """One line that says what became of the run, or what is to be noticed of it; ASCII, at most 99 characters."""
     name = run.key.rsplit("/", 1)[-1].encode("ascii", "replace").decode()
     line = f"{_NOTICES[notice][0] if notice else _HEADLINES[run.state]}: {name}"
     return "".join(c if c.isprintable() else "?" for c in line)[:_MAX_SUBJECT]

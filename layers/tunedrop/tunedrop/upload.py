@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import tunedrop.dataset.sensitive  # noqa: F401 - every run searches: to be loaded at init, not in the first request
 from tunedrop.bucket import Bucket, StoredObject
 from tunedrop.clock import now
 from tunedrop.dataset import Finding, Report
@@ -265,7 +264,8 @@ def _summary(run: Run, report: Report) -> str:
     place = f"line {first.line:,}" if first.line else {"job": "the job specification"}.get(first.file, "the file")
     if first.file == "validation":
         place = f"{place} of the validation set"
-    path = f", {first.path}" if first.path else ""
+    # A key that no format knows is somebody's own word, and may be a line's whole content: the report alone has it.
+    path = f", {first.path}" if first.path and first.code != "unrecognized_key" else ""
     others = report.error_count - 1
     more = "" if not others else " There is 1 more error." if others == 1 else f" There are {others:,} more errors."
     return f"{place}{path}: {first.message}.{more} All of it is in {results_key(run.run_id, 'report.json')}."

@@ -39,10 +39,46 @@ def test_a_mutated_example_is_rejected_on_its_line_or_is_still_valid(kind, data)
 def test_the_fast_path_says_what_the_rules_in_full_say(kind, data, monkeypatch):
     examples = EXAMPLES[kind] | mutations(EXAMPLES[kind])
     lines = jsonl(numbered(kind, 1), *data.draw(st.lists(examples, max_size=4)))
-    quick = check(lines, tokens=TOKENS)
+    line_by_line, together = check(lines, tokens=TOKENS), check(lines, tokens=TOKENS, format=kind)
     with monkeypatch.context() as patch:
         patch.setattr("tunedrop.dataset.judge.decoders_of", lambda name: ())
-        assert quick == check(lines, tokens=TOKENS)
+        assert line_by_line == together == check(lines, tokens=TOKENS)
+
+
+@given(
+    examples=st.lists(EXAMPLES["chat"] | st.just(numbered("chat", 1)), min_size=1, max_size=6),
+    line_ends=st.lists(st.integers(0, 1000), max_size=4),
+    data=st.data(),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_line_ends_may_stand_anywhere(examples, line_ends, data, monkeypatch):
+    ends = data.draw(st.lists(st.sampled_from(["\n", "\n", "", " ", "\r\n", "\n\n"]), min_size=6, max_size=6))
+    pieces = "".join(json.dumps(e) + end for e, end in zip(examples, ends, strict=False)).split(", ")
+    for place in line_ends:
+        pieces[place % len(pieces)] += "\n"
+    lines = ", ".join(pieces).encode()
+    together = check(lines, format="chat", tokens=TOKENS)
+    with monkeypatch.context() as patch:
+        patch.setattr("tunedrop.dataset.judge.decoders_of", lambda name: ())
+        assert together == check(lines, format="chat", tokens=TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("template", "wrong"),
+    [
+        ("A B\n\nA\n", [1]),  # as many examples as lines, yet not one on each
+        ("A B\n\n", [1]),
+        ("A\nA B\n\nA\n", [2]),
+        ('A\n{"messages":\n[{"role": "user", "content": "a"}, M]} A\nA\n', [2, 3]),
+        ('A\n{"messages": [{"role": "user", "content": "a"},\nM]}A\nA\n', [2, 3]),
+        ('{"messages": [\n{"role": "user", "content": "a"}, M]}A\nA\n', [1, 2]),
+    ],
+)
+def test_a_line_that_is_not_one_example_is_found(template, wrong):
+    answer = json.dumps(numbered("chat", 1)["messages"][-1])
+    text = template.replace("M", answer).replace("A", json.dumps(numbered("chat", 1)))
+    report = check(text.replace("B", json.dumps(numbered("chat", 2))).encode(), file="validation", format="chat")
+    assert [(error.line, error.code) for error in report.errors] == [(line, "invalid_json") for line in wrong]
 
 
 @given(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 from tunedrop.dataset import opening
@@ -16,6 +15,8 @@ from tunedrop.prices import TrainingModel
 from tunedrop.providers import DataProfile, Method
 
 if TYPE_CHECKING:
+    from hashlib import _Hash
+
     from tunedrop.dataset.sensitive import Scan
     from tunedrop.tokens import TokenCounter
 
@@ -29,7 +30,7 @@ class DatasetCheck:
     Memory stays bounded whatever the file's size and whatever is in it. ``method``, ``epochs`` and the model's name
     come from the job specification; ``format`` is the training file's where ``file`` is a validation file. Without
     ``tokens`` nothing is counted, without ``model`` nothing is estimated, and with ``scan`` false no sensitive content
-    is searched; ``refuse_sensitive`` makes what is found an error.
+    is searched; ``refuse_sensitive`` makes what is found an error. With ``sha256`` false the report has no such sum.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class DatasetCheck:
         epochs: int | None = None,
         scan: bool = True,
         refuse_sensitive: bool = False,
+        sha256: bool = True,
         max_findings: int = 100,
         max_line: int = MAX_LINE,
     ) -> None:
@@ -71,7 +73,11 @@ class DatasetCheck:
         self._splitter = LineSplitter(max_line)
         self._opening: bytes | None = b""  # None once it has been looked at
         self._unreadable = False
-        self._sha256 = hashlib.sha256()
+        self._sha256: _Hash | None = None
+        if sha256:
+            from hashlib import sha256 as new_sha256
+
+            self._sha256 = new_sha256()
         self._size = 0
         self._next_line = 1
         self._offset = 0  # of the next line in the file
@@ -79,7 +85,8 @@ class DatasetCheck:
 
     def feed(self, chunk: bytes) -> None:
         """Look at the next bytes of the file; chunks may be of any size and end anywhere."""
-        self._aside.run(self._sha256.update, chunk)
+        if self._sha256:
+            self._aside.run(self._sha256.update, chunk)
         self._size += len(chunk)
         if self._opening is not None:
             self._opening += chunk
@@ -114,6 +121,7 @@ class DatasetCheck:
             profile=self._profile,
             scan=self._scan is not None,
             refuse_sensitive=self._refuse_sensitive,
+            sha256=False,
             max_findings=self.max_findings,
             max_line=self._max_line,
         )
@@ -152,7 +160,7 @@ class DatasetCheck:
             if self._scan:
                 self._aside.run(self._scan.search, block, self._next_line)
             self.fingerprints.extend(self._judge.judge(block, self._next_line, self._offset))
-            self._next_line += len(block.lines)
+            self._next_line += len(block)
             if self._tally:
                 self._tally.advance(block.size)
         self._offset += block.size
@@ -194,7 +202,7 @@ class DatasetCheck:
             format=self._judge.format,
             examples=self._judge.examples,
             bytes=self._size,
-            sha256=self._sha256.hexdigest(),
+            sha256=self._sha256.hexdigest() if self._sha256 else None,
             error_count=findings.error_count,
             errors=tuple(findings.errors),
             warning_count=findings.warning_count,

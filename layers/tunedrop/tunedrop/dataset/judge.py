@@ -10,7 +10,7 @@ from tunedrop.dataset.counting import TokenTally, countable
 from tunedrop.dataset.fingerprints import NONE, fingerprint
 from tunedrop.dataset.formats import ExampleRules, infer, is_another, rules_of
 from tunedrop.dataset.lines import Lines
-from tunedrop.dataset.plain import NOT_PLAIN, Decoder, PlainExample, decoders_of
+from tunedrop.dataset.plain import NOT_PLAIN, PlainExample, decoders_of
 from tunedrop.dataset.report import Findings, Format
 from tunedrop.dataset.strict_json import MAX_VALUES, Malformed, parse, refuse_bulk
 from tunedrop.dataset.values import Line
@@ -45,8 +45,7 @@ class Judge:
         self._method = method
         self._tally = tally
         self._rules: ExampleRules | None = None
-        self._decode: Decoder = _nothing  # of the plainest examples, then those of less plain ones
-        self._further: tuple[Decoder, ...] = ()
+        self._decoders: tuple[msgspec.json.Decoder[PlainExample], ...] = ()  # those of the plainest examples first
         if format:
             self._adopt(format)
 
@@ -55,46 +54,59 @@ class Judge:
 
         The first of them has the number ``first_line`` and begins at byte ``offset`` of the file.
         """
-        fingerprints: list[int] = []
-        for number, line in enumerate(block.lines, first_line):
-            try:
-                example = self._decode(line)
-            except NOT_PLAIN:
-                pass
-            else:
-                if example.settle(self._findings, number):
-                    fingerprints.append(hash(example) or 1)
-                    if self._tally:
-                        self._tally.take(number, example.countable())
-                    continue
-            try:
-                fingerprints.append(self._judge_further(line, number, self._further))
-            except Malformed as problem:
-                fingerprints.append(NONE)
-                message = problem.message
-                if problem.code == "not_utf8":
-                    place = offset + block.starts[number - first_line] + problem.position + 1
-                    message = f"byte {place} of the file is not UTF-8; save the file as UTF-8"
-                elif problem.code == "invalid_json":
-                    message += "; write each example as one JSON object on a line of its own"
-                self._findings.error(problem.code, message, number)
-        self.examples += len(block.lines)
-        return fingerprints
+        self.examples += len(block)
+        if examples := self._decode_together(block):
+            return [
+                self._settle(example, number) or self._judge_line(block, number - first_line, number, offset)
+                for number, example in enumerate(examples, first_line)
+            ]
+        return [self._judge_line(block, index, first_line + index, offset) for index in range(len(block))]
 
-    def _judge_further(self, line: bytes, number: int, decoders: tuple[Decoder, ...]) -> int:
+    def _decode_together(self, block: Lines) -> list[PlainExample]:
+        """The examples of lines all of which are of the plainest type, at the cost of a single call; else none."""
+        if not self._decoders or not block.are_objects_apart():
+            return []
+        try:
+            examples = self._decoders[0].decode_lines(memoryview(block.text)[block.start : block.end])
+        except NOT_PLAIN:
+            return []
+        # Each line end parts two examples, so that with as many examples as lines each line holds exactly one.
+        return examples if len(examples) == len(block) else []
+
+    def _judge_line(self, block: Lines, index: int, number: int, offset: int) -> int:
+        """Judge one line of the block; answers its example's fingerprint."""
+        try:
+            return self._judge_alone(block[index], number)
+        except Malformed as problem:
+            message = problem.message
+            if problem.code == "not_utf8":
+                place = offset + block.start_of(index) - block.start + problem.position + 1
+                message = f"byte {place} of the file is not UTF-8; save the file as UTF-8"
+            elif problem.code == "invalid_json":
+                message += "; write each example as one JSON object on a line of its own"
+            self._findings.error(problem.code, message, number)
+            return NONE
+
+    def _judge_alone(self, line: bytes, number: int) -> int:
         """Judge a line by the first type that it is of, else in full; answers its example's fingerprint."""
-        if len(line) > MAX_VALUES:
+        if len(line) > MAX_VALUES:  # it has a block of its own, hence is not of the plainest type
             refuse_bulk(line)
-        for decode in decoders:
+        for decoder in self._decoders:
             try:
-                example = decode(line)
+                example = decoder.decode(line)
             except NOT_PLAIN:
                 continue
-            if example.settle(self._findings, number):
-                if self._tally:
-                    self._tally.take(number, example.countable())
-                return hash(example) or 1
+            if settled := self._settle(example, number):
+                return settled
         return self._judge_in_full(line, number)
+
+    def _settle(self, example: PlainExample, number: int) -> int:
+        """The fingerprint of a plain example that obeys the rules; NONE where only the rules in full can tell."""
+        if not example.settle(self._findings, number):
+            return NONE
+        if self._tally:
+            self._tally.take(number, example.countable())
+        return hash(example) or 1
 
     def _judge_in_full(self, line: bytes, number: int) -> int:
         if not line.strip(b" \t\r\n"):
@@ -108,7 +120,7 @@ class Judge:
             return NONE
         if self.format is None or self._rules is None:
             self._adopt(self._choose(value))
-            return self._judge_further(line, number, (self._decode, *self._further))
+            return self._judge_alone(line, number)
         place = Line(self._findings, number)
         if is_another(value, self.format):
             place.error("mixed_formats", None, f"this example is of another format than {self.format}, the file's")
@@ -132,10 +144,4 @@ class Judge:
     def _adopt(self, name: Format) -> None:
         self.format = name
         self._rules = rules_of(name, self._profile)
-        self._decode, *further = decoders_of(name) or (_nothing,)
-        self._further = tuple(further)
-
-
-def _nothing(_line: bytes) -> PlainExample:
-    """Stands for a decoder where there is none."""
-    raise msgspec.DecodeError
+        self._decoders = decoders_of(name)

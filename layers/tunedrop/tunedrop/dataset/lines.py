@@ -1,14 +1,11 @@
 """Cuts a stream of bytes into lines, in bounded memory.
 
-``BytesIO.readlines`` does the cutting: it searches with ``memchr`` and is four times as fast as ``bytes.split``.
+Where lines end is found block by block; the bytes of a line are copied only where somebody looks at that line alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
-from io import BytesIO
-from itertools import accumulate
 
 #: Bytes looked at in one go: small enough for the processor's cache, large enough to make a step cheap.
 BLOCK = 1 << 18
@@ -22,19 +19,36 @@ class TooLong:
 
 
 class Lines:
-    """Consecutive lines with their line ends, and the same lines as they stand in ``text[start:end]``."""
+    """The lines that stand in ``text[start:end]``, each with its line end; ``ends[i]`` is where the line ``i`` ends."""
 
-    def __init__(self, lines: list[bytes], text: bytes, start: int, end: int) -> None:
-        self.lines = lines
+    def __init__(self, text: bytes, start: int, end: int) -> None:
         self.text = text
         self.start = start
         self.end = end
         self.size = end - start
+        self.ends: list[int] = []
+        find = text.find
+        while start < end:
+            start = find(b"\n", start, end) + 1 or end
+            self.ends.append(start)
 
-    @cached_property
-    def starts(self) -> list[int]:
-        """Where each line begins, counted from the first one's begin."""
-        return list(accumulate(map(len, self.lines[:-1]), initial=0))
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.text[self.start_of(index) : self.ends[index]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.__getitem__, range(len(self)))
+
+    def start_of(self, index: int) -> int:
+        """Where a line begins in ``text``."""
+        return self.ends[index - 1] if index else self.start
+
+    def are_objects_apart(self) -> bool:
+        """Whether ``}`` stands before and ``{`` behind each line end inside: then no JSON value reaches over one."""
+        text = self.text
+        return {text[end - 2 : end + 1] for end in self.ends[:-1]} <= {b"}\n{"}
 
 
 class LineSplitter:
@@ -50,16 +64,14 @@ class LineSplitter:
         """Yield the lines that ``data`` completes, about a block at a time."""
         for start in range(0, len(data), self._block):
             block = data[start : start + self._block]
-            lines = BytesIO(block).readlines()
-            rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
-            begin = 0
-            if lines and self._pending_size:
-                begin = len(lines[0])
-                yield self._complete(lines.pop(0))
-            if lines:
-                yield Lines(lines, block, begin, len(block) - len(rest))
-            if rest:
-                self._hold(rest)
+            begin, end = 0, block.rfind(b"\n") + 1
+            if end and self._pending_size:
+                begin = block.find(b"\n") + 1
+                yield self._complete(block[:begin])
+            if begin < end:
+                yield Lines(block, begin, end)
+            if end < len(block):
+                self._hold(block[end:])
 
     def finish(self) -> Iterator[Lines | TooLong]:
         """Yield the last line where it has no LF."""
@@ -77,4 +89,4 @@ class LineSplitter:
         size = self._pending_size + len(end)
         line = b"".join((*self._pending, end))
         self._pending, self._pending_size = [], 0
-        return TooLong(size) if size - end.count(b"\n") > self._limit else Lines([line], line, 0, size)
+        return TooLong(size) if size - end.count(b"\n") > self._limit else Lines(line, 0, size)

@@ -51,7 +51,7 @@ class Mender:
         for block in chain(chain.from_iterable(map(splitter.feed, chunks)), splitter.finish()):
             if isinstance(block, TooLong):
                 raise Unmendable(f"a line of it has more than {self._max_line} bytes")
-            yield from block.lines
+            yield from block
 
     def _with_leading_space(self, line: bytes) -> bytes:
         if self._decode is None:

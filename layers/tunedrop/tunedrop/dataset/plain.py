@@ -6,7 +6,6 @@ rules in full. So nothing here decides that a line is wrong; a test holds the tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
@@ -273,15 +272,12 @@ class PlainCompletion(PlainExample, frozen=True):
         return [self.prompt, self.completion], 0
 
 
-type Decoder = Callable[[bytes], PlainExample]
-
-
-def decoders_of(name: Format) -> tuple[Decoder, ...]:
+def decoders_of(name: Format) -> tuple[msgspec.json.Decoder[PlainExample], ...]:
     """What decodes the plain examples of a format, to be tried in turn; each raises one of NOT_PLAIN at all others.
 
     A reinforcement example has no such type: any further key of it may hold any value.
     """
-    return tuple(msgspec.json.Decoder(kind).decode for kind in _TYPES.get(name, ()))
+    return tuple(msgspec.json.Decoder(kind) for kind in _TYPES.get(name, ()))
 
 
 _TYPES: dict[Format, tuple[type[PlainExample], ...]] = {

@@ -47,15 +47,16 @@ class Estimate(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """The verdict on a dataset.
 
-    ``examples``, ``bytes``, ``sha256`` (hex, of the bytes as they were read), ``tokens`` and ``estimate`` are the
-    training file's; the findings are those of every file that was looked at. The lists are bounded, the counts are not.
+    ``examples``, ``bytes``, ``sha256`` (hex, of the bytes as they were read; None where nobody wants it), ``tokens``
+    and ``estimate`` are the training file's; the findings are those of every file that was looked at. The lists are
+    bounded, the counts are not.
     """
 
     valid: bool
     format: Format | None
     examples: int
     bytes: int
-    sha256: str
+    sha256: str | None
     error_count: int
     errors: tuple[Finding, ...]
     warning_count: int

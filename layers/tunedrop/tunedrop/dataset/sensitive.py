@@ -86,10 +86,10 @@ class Scan:
         wanted: dict[int, dict[str, re.Pattern[str]]] = {}  # what to look for, by the index of a line
         for match in self._candidates.finditer(block.text, block.start, block.end):
             position = match.start()
-            index = bisect_right(block.starts, position - block.start) - 1
+            index = bisect_right(block.ends, position)
             wanted.setdefault(index, {}).update(_BY_FIRST_BYTE.get(block.text[position], _SECRET_PATTERNS))
         for index, patterns in wanted.items():
-            text = _text_of(block.lines[index])
+            text = _text_of(block[index])
             for kind, pattern in sorted(patterns.items()):
                 if any(kind != "a payment card number" or _is_card(match[0]) for match in pattern.finditer(text)):
                     remedy = f"looks like {kind}; remove it, or replace it by a placeholder"
