@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import urllib3
+from samtranslator.yaml_helper import yaml_parse
+from tunedrop.providers import InvalidProviders, UnknownProvider, profile_of, read_profiles
 from werkzeug import Request, Response
 
 from local import deploy
@@ -18,6 +20,7 @@ from local.functions import Lambda
 from local.gateway import Gateway, Server
 from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
+from local.provider.manners import MANNERS
 from local.queues import Poller
 from local.r2 import Forwarder, Object, notifying, streaming
 from local.receiver import Receiver
@@ -112,11 +115,12 @@ class Stack:
 
         callback_url = f"{api.url}/callbacks/{options.parameters.get('Provider', 'openai')}"
         callback_secret = _webhook_secret()
+        manners = _manners(options.parameters)
         key = options.provider_key or "sk-emulation-" + secrets.token_hex(12)
         provider = None
         if not options.provider_url:
             provider = parts.enter_context(
-                ProviderProcess(next(port), key, options.scale, started, (callback_url, callback_secret))
+                ProviderProcess(next(port), key, options.scale, started, (callback_url, callback_secret), manners)
             )
         functions = parts.enter_context(
             Lambda((), aws_endpoint=gateway.url, logs=folder / "logs", time_scale=options.scale, clock_start=started)
@@ -130,6 +134,7 @@ class Stack:
         deployment = deploy.deploy(
             gateway.url,
             {
+                **({} if options.provider_url or manners == "openai" else {"DefaultModel": _model_of(manners)}),
                 "AllowPlainHttp": "true",
                 "CallbackHeartbeatMinutes": "0" if options.provider_url else str(HEARTBEAT_MINUTES),
                 "ProviderBaseUrl": provider_url,
@@ -225,6 +230,21 @@ def answers(address: Address) -> bool:
         return urllib3.request("GET", address.control, retries=False, timeout=2).status == 200
     except urllib3.exceptions.HTTPError:
         return False
+
+
+def _manners(parameters: Mapping[str, str]) -> str:
+    """The service that the emulated one is to be like: what the provider's profile is like."""
+    try:
+        return profile_of(parameters.get("Provider", "openai"), read_profiles(parameters.get("Providers", ""))).like
+    except (UnknownProvider, InvalidProviders) as error:
+        raise deploy.InvalidParameter(str(error)) from None
+
+
+def _model_of(manners: str) -> str:
+    """A model that the emulated service trains, in place of the default, which it may not know."""
+    supervised = [name for name, methods in MANNERS[manners].models.items() if "supervised" in methods]
+    default = deploy.parameters_of(yaml_parse(deploy.TEMPLATE.read_text()), {})["DefaultModel"]
+    return default if default in supervised else supervised[0]
 
 
 def _webhook_secret() -> str:

@@ -15,10 +15,14 @@ logger = Logger()
 @made_at_init
 def parts() -> dict[str, Any]:
     return {
-        "provider": provider.connect(os.environ),
         "bucket": bucket.connect(os.environ),
         "ledger": ledger.connect(os.environ),
     }
+
+
+@made_at_init
+def providers() -> provider.Registry:
+    return provider.connect(os.environ)
 
 
 @logger.inject_lambda_context
@@ -26,4 +30,4 @@ def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     request = RunRequest.from_input(event)
     logger.append_keys(run_id=request.run_id)
     run = parts()["ledger"].begin(Run.of(request))  # the first step may have died before it wrote the run
-    return collect_results(run, Outcome.of(event), **parts())
+    return collect_results(run, Outcome.of(event), provider=providers().of(run.provider), **parts())

@@ -15,7 +15,12 @@ logger = Logger()
 
 @made_at_init
 def parts() -> dict[str, Any]:
-    return {"provider": provider.connect(os.environ), "ledger": ledger.connect(os.environ)}
+    return {"ledger": ledger.connect(os.environ)}
+
+
+@made_at_init
+def providers() -> provider.Registry:
+    return provider.connect(os.environ)
 
 
 @made_at_init
@@ -27,4 +32,6 @@ def limits() -> RunSettings:
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     logger.append_keys(run_id=event["run_id"])
     run = parts()["ledger"].get(event["run_id"])
-    return take(lambda: create_job(run, **parts()), run, limits().run_deadline_hours)
+    return take(
+        lambda: create_job(run, provider=providers().of(run.provider), **parts()), run, limits().run_deadline_hours
+    )

@@ -17,9 +17,13 @@ logger = Logger()
 def parts() -> dict[str, Any]:
     return {
         "settings": load(PollSettings, os.environ),
-        "provider": provider.connect(os.environ),
         "ledger": ledger.connect(os.environ),
     }
+
+
+@made_at_init
+def providers() -> provider.Registry:
+    return provider.connect(os.environ)
 
 
 @made_at_init
@@ -31,4 +35,6 @@ def limits() -> RunSettings:
 def handler(event: dict[str, Any], context: object) -> dict[str, Any]:
     logger.append_keys(run_id=event["run_id"])
     run = parts()["ledger"].get(event["run_id"])
-    return take(lambda: poll_status(run, **parts()), run, limits().run_deadline_hours)
+    return take(
+        lambda: poll_status(run, provider=providers().of(run.provider), **parts()), run, limits().run_deadline_hours
+    )

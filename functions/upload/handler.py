@@ -22,7 +22,7 @@ def parts() -> dict[str, Any]:
     return {
         "settings": settings,
         "bucket": bucket.connect(os.environ),
-        "provider": provider.connect(os.environ),
+        "providers": provider.connect(os.environ),
         "ledger": ledger.connect(os.environ),
     }
 

@@ -17,7 +17,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from local.provider.app import Service
 from local.provider.callbacks import Callbacks
 from local.provider.clock import Clock
-from local.provider.manners import Manners
+from local.provider.manners import MANNERS
 from local.provider.state import State
 
 HOST = "127.0.0.1"
@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m local.provider", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0, the default: any free one")
     parser.add_argument("--api-key", required=True, help="the one key that is accepted")
+    parser.add_argument("--manners", choices=MANNERS, default="openai", help="the service that is emulated (openai)")
     parser.add_argument("--time-scale", type=_scale, default=1.0, help="simulated seconds per real second")
     parser.add_argument("--clock-start", type=float, help="epoch second from which on time is scaled; left out, now")
     parser.add_argument("--callback-url", help="where to announce that a job has ended")
@@ -51,11 +52,12 @@ def main() -> int:
     if options.until_stdin_closes:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt), _folder(options.data) as data:
-        state = State(Clock(options.time_scale, options.clock_start), data, Manners(), callbacks.announce)
+        manners = MANNERS[options.manners]
+        state = State(Clock(options.time_scale, options.clock_start), data, manners, callbacks.announce)
         service = Service(state, callbacks, options.api_key)
         server = make_server(HOST, options.port, service, threaded=True, request_handler=_QuietHandler)
         address = f"http://{HOST}:{server.server_port}"
-        print(json.dumps({"url": f"{address}/v1", "control": f"{address}/_emulator"}), flush=True)
+        print(json.dumps({"url": address + manners.base_path, "control": f"{address}/_emulator"}), flush=True)
         server.serve_forever()
     return 0
 

@@ -121,6 +121,10 @@ class Service:
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer one request."""
+        path = environ.get("PATH_INFO", "")
+        base = self._state.manners.base_path
+        if path.startswith(f"{base}/"):
+            environ["PATH_INFO"] = "/v1" + path.removeprefix(base)
         request = Request(environ)
         request.incoming = self._state.incoming
         answer = self._carry_out if request.path.startswith("/_emulator") else self._with_faults
@@ -170,7 +174,8 @@ class Service:
             failure = ApiError(error.code or 500, error.description or error.name)
         for content in request.received:
             content.discard()
-        return _json(failure.envelope, failure.status)
+        own = request.path.startswith("/_emulator")
+        return _json(failure.envelope if own else failure.body(self._state.manners.error_form), failure.status)
 
     def _authenticate(self, request: Request) -> None:
         given = request.headers.get("Authorization")
@@ -249,7 +254,7 @@ class Service:
         if body.get("stream"):
             raise ApiError(400, "This emulation does not stream.", param="stream", code="unsupported_value")
         model = self._state.manners.aliases.get(body["model"], body["model"])
-        self._state.model(model)
+        self._state.served(model)
         said = next((m.get("content") for m in reversed(body["messages"]) if m["role"] == "user"), None)
         content = f"[Emulated by Tunedrop: no model was asked. This is an echo in the name of {model}.] {_plain(said)}"
         message = {"role": "assistant", "content": content, "refusal": None}

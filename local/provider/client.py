@@ -11,10 +11,30 @@ class ProviderProcess:
     """Runs `python -m local.provider`; its addresses are known once it listens, which the first question waits for."""
 
     def __init__(
-        self, port: int, api_key: str, time_scale: float, clock_start: float, callback: tuple[str, str] | None = None
+        self,
+        port: int,
+        api_key: str,
+        time_scale: float,
+        clock_start: float,
+        callback: tuple[str, str] | None = None,
+        manners: str = "openai",
     ) -> None:
-        """`callback` is the address that is told of the end of jobs, and the secret that signs what it is told."""
-        command = [sys.executable, "-m", "local.provider", "--port", str(port), "--api-key", api_key]
+        """Starts it.
+
+        `callback` is the address that is told of the end of jobs, and the secret that signs what it is told; `manners`
+        names the service that it is like.
+        """
+        command = [
+            sys.executable,
+            "-m",
+            "local.provider",
+            "--port",
+            str(port),
+            "--api-key",
+            api_key,
+            "--manners",
+            manners,
+        ]
         command += ["--time-scale", repr(time_scale), "--clock-start", repr(clock_start)]
         if callback:
             command += ["--callback-url", callback[0], "--callback-secret", callback[1]]

@@ -64,8 +64,8 @@ class StoredFile:
         """Tell whether the service has removed it."""
         return self.expires_at is not None and self.expires_at <= now
 
-    def view(self, now: float) -> dict[str, Any]:
-        """Return the `file` object."""
+    def view(self, now: float, unprocessed: str = "uploaded") -> dict[str, Any]:
+        """Return the `file` object; `unprocessed` is the status of one that is not processed yet."""
         view = {
             "id": self.id,
             "object": "file",
@@ -73,7 +73,7 @@ class StoredFile:
             "created_at": int(self.created_at),
             "filename": self.filename,
             "purpose": self.purpose,
-            "status": "processed" if now >= self.processed_at else "uploaded",
+            "status": "processed" if now >= self.processed_at else unprocessed,
             "status_details": None,
         }
         return view if self.expires_at is None else view | {"expires_at": int(self.expires_at)}

@@ -87,7 +87,7 @@ class Job:
     def view(self, manners: Manners) -> dict[str, Any]:
         """Return the `fine_tuning.job` object."""
         whole = {"finished_at": self.finished_at, "estimated_finish": self.estimated_finish}
-        return {
+        view = {
             "object": "fine_tuning.job",
             "id": self.id,
             "model": self.model,
@@ -96,7 +96,7 @@ class Job:
             "fine_tuned_model": self.fine_tuned_model,
             "organization_id": manners.organization,
             "result_files": self.result_files,
-            "status": self.status,
+            "status": manners.statuses.get(self.status, self.status),
             "training_file": self.request["training_file"],
             "validation_file": self.request.get("validation_file"),
             "hyperparameters": self.hyperparameters if self.method == "supervised" else {},
@@ -111,6 +111,11 @@ class Job:
                 self.method: self._method_settings() | {"hyperparameters": self.hyperparameters},
             },
         }
+        words = {"user_provided_suffix": "suffix"} | {
+            name: name for name in ("seed", "integrations", "metadata", "method")
+        }
+        missing = {name for name, word in words.items() if word not in manners.job_words}
+        return {name: value for name, value in view.items() if name not in missing}
 
     def surveyed(self, surveys: list[training.Survey], at: float, manners: Manners) -> None:
         """Take what its files hold; unless something else has become of the job, it is validated in due time."""
@@ -194,7 +199,8 @@ class Job:
 
     def _validated(self, at: float, manners: Manners) -> None:
         for data, param in zip(self.surveys, ("training_file", "validation_file"), strict=False):
-            least = manners.minimum_examples if param == "training_file" else 1
+            fewest = manners.minimum_by_method.get(self.method, manners.minimum_examples)
+            least = fewest if param == "training_file" else 1
             if data.problem:
                 message = f"The {param.replace('_', ' ')} is not valid: {data.problem}."
                 return self._fail(at, {"code": "invalid_file_format", "message": message, "param": param})

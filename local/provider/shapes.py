@@ -31,6 +31,17 @@ class ApiError(Exception):
         self.status = status
         self.envelope = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
+    def body(self, form: str) -> dict[str, Any]:
+        """The answer in one of the forms of `Manners.error_form`."""
+        error = self.envelope["error"]
+        status, message = str(self.status), error["message"]
+        if form == "azure":
+            return {"error": {"code": error["code"] or status, "message": message}}
+        if form == "litellm":
+            said = f"litellm.BadRequestError: OpenAIException - {message}"
+            return {"error": {"message": said, "type": "None", "param": "None", "code": status}}
+        return {"detail": message} if form == "detail" else self.envelope
+
 
 def _wrong_type(path: str, wanted: str, value: Any) -> ApiError:
     return ApiError(
@@ -198,15 +209,20 @@ _REINFORCEMENT = _FEW | {
     "eval_interval": auto_or(integer(1)),
     "eval_samples": auto_or(integer(1)),
 }
-_GRADER = record({"type": one_of("string_check", "text_similarity", "python", "score_model", "multi")}, loose=True)
-_METHOD = record(
-    {"type": one_of(*METHODS)},
-    {
-        "supervised": record({}, {"hyperparameters": record({}, _FEW)}),
-        "dpo": record({}, {"hyperparameters": record({}, _DPO)}),
-        "reinforcement": record({"grader": _GRADER}, {"hyperparameters": record({}, _REINFORCEMENT)}),
-    },
-)
+
+
+def _method(manners: Manners) -> Check:
+    grader = record({"type": one_of(*manners.graders)}, loose=True)
+    return record(
+        {"type": one_of(*METHODS)},
+        {
+            "supervised": record({}, {"hyperparameters": record({}, _FEW)}),
+            "dpo": record({}, {"hyperparameters": record({}, _DPO)}),
+            "reinforcement": record({"grader": grader}, {"hyperparameters": record({}, _REINFORCEMENT)}),
+        },
+    )
+
+
 _INTEGRATION = record(
     {
         "type": one_of("wandb"),
@@ -221,18 +237,17 @@ FILE_PURPOSES = one_of("assistants", "batch", "fine-tune", "vision", "user_data"
 
 def job_request(manners: Manners) -> Check:
     """The body that creates a job."""
-    shape = record(
-        {"model": text(1), "training_file": text(1)},
-        {
-            "hyperparameters": record({}, _FEW),
-            "suffix": nullable(text(1, manners.suffix_limit)),
-            "validation_file": nullable(text(1)),
-            "integrations": nullable(sequence(_INTEGRATION, longest=5)),
-            "seed": nullable(integer(0, 2_147_483_647)),
-            "method": _METHOD,
-            "metadata": nullable(metadata(manners)),
-        },
-    )
+    known = {
+        "hyperparameters": record({}, _FEW | dict.fromkeys(manners.more_hyperparameters, anything)),
+        "suffix": nullable(text(1, manners.suffix_limit)),
+        "validation_file": nullable(text(1)),
+        "integrations": nullable(sequence(_INTEGRATION, longest=5)),
+        "seed": nullable(integer(0, 2_147_483_647)),
+        "method": _method(manners),
+        "metadata": nullable(metadata(manners)),
+    }
+    taken = {name: known[name] for name in manners.job_words} | dict.fromkeys(manners.more_words, anything)
+    shape = record({"model": text(1), "training_file": text(1)}, taken)
 
     def check(value: Any, path: str) -> None:
         shape(value, path)

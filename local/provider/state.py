@@ -50,7 +50,8 @@ class State:
     ) -> dict[str, Any]:
         """Keep what was received; listings show it `lag` simulated seconds later."""
         with self._changed:
-            return self._keep(content, content.filename or "file", purpose, expires_after, lag).view(self.clock.now())
+            file = self._keep(content, content.filename or "file", purpose, expires_after, lag)
+            return file.view(self.clock.now(), self.manners.unprocessed)
 
     def _keep(
         self, content: Incoming, filename: str, purpose: str, expires_after: dict[str, Any] | None, lag: float
@@ -76,7 +77,7 @@ class State:
     def file(self, file_id: str) -> dict[str, Any]:
         """Return the `file` object; raise `ApiError` where there is none."""
         with self._changed:
-            return self._file(file_id).view(self.clock.now())
+            return self._file(file_id).view(self.clock.now(), self.manners.unprocessed)
 
     def file_content(self, file_id: str) -> tuple[Path, str]:
         """Return where the bytes are and the file's name."""
@@ -94,7 +95,7 @@ class State:
                 files = [file for file in files if file.purpose == page["purpose"]]
             if page.get("order", "desc") == "desc":
                 files.reverse()
-            return _page([file.view(now) for file in files], page, ends=True)
+            return _page([file.view(now, self.manners.unprocessed) for file in files], page, ends=True)
 
     def delete_file(self, file_id: str) -> dict[str, Any]:
         """Remove a file and its bytes."""
@@ -186,6 +187,9 @@ class State:
     ) -> dict[str, Any]:
         """Create a job; raise `ApiError` where its model or files will not do."""
         with self._changed:
+            if self.manners.closed:
+                message = "Creating fine-tuning jobs is no longer available to your organization."
+                raise ApiError(403, message, code="fine_tuning_not_available")
             method = request.get("method", {}).get("type", "supervised")
             model, form = self._trainable(request["model"], method)
             names = [key for key in ("training_file", "validation_file") if request.get(key)]
@@ -315,6 +319,15 @@ class State:
 
     def model(self, name: str) -> dict[str, Any]:
         """Return the model; raise `ApiError` where there is none."""
+        if not self.manners.answers_models:
+            raise ApiError(404, f"Invalid URL (GET /v1/models/{name})")
+        return self._model(name)
+
+    def served(self, name: str) -> None:
+        """Raise `ApiError` where there is no such model to talk to."""
+        self._model(name)
+
+    def _model(self, name: str) -> dict[str, Any]:
         with self._changed:
             self._advance()
             if name not in self._tuned and name not in self.manners.models and name not in self.manners.aliases:
@@ -325,7 +338,7 @@ class State:
     def delete_model(self, name: str) -> dict[str, Any]:
         """Delete a tuned model."""
         with self._changed:
-            self.model(name)
+            self._model(name)
             if name not in self._tuned:
                 raise ApiError(
                     403, "Only a tuned model can be deleted.", param="model", code="insufficient_permissions"
@@ -336,7 +349,8 @@ class State:
     def _model_view(self, name: str) -> dict[str, Any]:
         created = self._tuned.get(name, _MODELS_CREATED)
         owner = "tunedrop-emulation" if name in self._tuned else "system"
-        return {"id": name, "object": "model", "created": int(created), "owned_by": owner}
+        facts = self.manners.model_facts.get(self.manners.aliases.get(name, name), {})
+        return {"id": name, "object": "model", "created": int(created), "owned_by": owner, **facts}
 
     # Time
 

@@ -122,7 +122,7 @@ def test_environment_is_what_the_settings_read(folder: str, template: Any, monke
     """No variable is missing, and none is there that nobody reads: the handler is imported as at init."""
     given = own_variables(of_type(template, "AWS::Serverless::Function")[f"{stem(folder)}Function"])
     values = {"PROVIDER": "openai", "MAX_COST_USD": "0", "RUN_DEADLINE_HOURS": "168", "ALLOW_PLAIN_HTTP": "true"}
-    values["CALLBACK_HEARTBEAT_MINUTES"] = "0"
+    values |= {"CALLBACK_HEARTBEAT_MINUTES": "0", "PROVIDERS": "{}"}
     environment = Recorder(
         {name: values.get(name, "https://example.com/of-a-test") for name in SETTINGS}
         | {"AWS_LAMBDA_FUNCTION_NAME": "test", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -149,6 +149,15 @@ def test_numbers_and_switches_in_the_environment_are_ones(template: Any) -> None
             values[name] = defaults.get(value["Ref"], "x") if isinstance(value, dict) and "Ref" in value else "x"
     for _, kind in inspect.getmembers(settings, lambda value: hasattr(value, "__dataclass_fields__")):
         settings.load(kind, values)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_environment_fits_into_what_lambda_gives_it(folder: str, template: Any) -> None:
+    """4 KB for all names and values: https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html"""
+    variables = own_variables(of_type(template, "AWS::Serverless::Function")[f"{stem(folder)}Function"])
+    longest = template["Parameters"]["Providers"]["MaxLength"]
+    others = [name for name in variables if name != "PROVIDERS"]
+    assert longest * ("PROVIDERS" in variables) + sum(len(name) + 60 for name in others) < 4000
 
 
 # ------------------------------------------------------------------ permissions

@@ -208,6 +208,20 @@ class MemoryBucket:
         self.objects[key] = b"".join(chunks)
 
 
+class MemoryRegistry:
+    """Services by name, the first of them the default."""
+
+    def __init__(self, **providers):
+        self.providers = providers
+        self.default = next(iter(providers))
+
+    def of(self, name):
+        return self.providers[name or self.default]
+
+    def configured(self):
+        return {name: provider.profile for name, provider in self.providers.items()}
+
+
 class MemoryProvider:
     """A fine-tuning service whose jobs change when a test says so, and are listed ``lag`` seconds late."""
 
@@ -218,6 +232,7 @@ class MemoryProvider:
         self.lag = lag
         self.contents = {}
         self.jobs = {}
+        self.models = {}
         self.requests = []
         self.left = {}  # the checkpoints of each job
         self.asked = []
@@ -229,6 +244,9 @@ class MemoryProvider:
 
     def set_job(self, job_id, **changes):
         self.jobs[job_id] = replace(self.jobs[job_id], **changes)
+
+    def model(self, name):
+        return self.models.get(name)
 
     def files_named(self, name):
         return sorted((f for f in self._files.values() if f.name == name), key=lambda f: (f.created_at, f.id))

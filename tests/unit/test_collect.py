@@ -5,6 +5,7 @@ import pytest
 from tunedrop.adapters import CONFIG, WEIGHTS
 from tunedrop.collect import Outcome, collect_results
 from tunedrop.errors import Denied, Missing, Rejected, Throttled, Transient, Unauthorised
+from tunedrop.providers import PROFILES
 from tunedrop.runs import FINAL, Failure
 from tunedrop.smoke_test import with_wish
 
@@ -109,6 +110,19 @@ def test_a_success_brings_its_results_home(succeeded, provider, bucket, ledger):
     assert json.loads(bucket.objects[keys(succeeded, JOB)[0]])["object"] == "fine_tuning.job"
     assert json.loads(bucket.objects[keys(succeeded, EVENTS)[0]])["message"].startswith("Created")
     assert told["finished_at"]
+
+
+def test_a_success_tells_what_is_left_to_be_done(succeeded, provider, bucket, ledger):
+    provider.profile = PROFILES["azure"]
+    published = collect(succeeded, SUCCESS, provider, bucket, ledger)
+    assert published["run"]["next_step"] == PROFILES["azure"].after_success
+    assert f"Next:           {PROFILES['azure'].after_success}" in published["message"]["email"]
+
+
+def test_where_nothing_is_left_to_be_done_nothing_is_said(succeeded, provider, bucket, ledger):
+    published = collect(succeeded, SUCCESS, provider, bucket, ledger)
+    assert published["run"]["next_step"] is None
+    assert "Next:" not in published["message"]["email"]
 
 
 def test_a_success_tells_its_loss(succeeded, provider, bucket, ledger):

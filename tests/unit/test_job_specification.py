@@ -136,3 +136,9 @@ def test_the_published_schema_says_the_same(specification):
 def test_no_further_key_goes_past_what_is_checked_and_priced(key):
     assert findings({"extra_body": {key: "x"}}) == [("invalid_value", f"extra_body.{key}")]
     assert findings({"extra_body": {"trainingType": "Standard"}}) == []
+
+
+def test_of_the_further_hyperparameters_none_is_priced():
+    further = {"hyperparameters": {"n_epochs": 50}}
+    assert findings({"extra_body": further}) == [("invalid_value", "extra_body.hyperparameters.n_epochs")]
+    assert findings({"extra_body": {"hyperparameters": {"lora": False}}}) == []

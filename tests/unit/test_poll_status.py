@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 from tunedrop.errors import Cancelled, Denied, Transient
-from tunedrop.poll_status import QUEUED, UNDER_WAY, poll_status
+from tunedrop.poll_status import LONGEST_PAUSE_SECONDS, QUEUED, UNDER_WAY, poll_status
+from tunedrop.providers import PROFILES
 from tunedrop.settings import PollSettings
 from tunedrop.steps import Done, Wait, take
 
@@ -230,6 +233,8 @@ def test_a_poll_forgets_the_callbacks_before_it_looks(run, provider, ledger):
     ledger.join(f"openai/{run.job_id}", run.run_id)
 
     class CalledBackMeanwhile:
+        profile = provider.profile
+
         def job(self, job_id):
             ledger.call_back(f"openai/{job_id}")
             return provider.job(job_id)
@@ -240,3 +245,24 @@ def test_a_poll_forgets_the_callbacks_before_it_looks(run, provider, ledger):
     assert not ledger.wait(run.run_id, "token")
     poll_status(run, WITH_CALLBACKS, provider=provider, ledger=ledger)
     assert ledger.wait(run.run_id, "token")
+
+
+def test_a_service_that_does_not_call_back_is_polled_all_the_same(run, provider, ledger, clock):
+    provider.profile = replace(PROFILES["azure"], calls_back=False)
+    provider.set_job(run.job_id, status="pending")
+    assert poll_status(run, WITH_CALLBACKS, provider=provider, ledger=ledger).seconds <= LONGEST_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize(("profile", "alarms"), [("azure", 0), ("openai", 1)])
+def test_a_status_that_only_another_service_has_raises_the_alarm(run, provider, ledger, caplog, profile, alarms):
+    provider.profile = PROFILES[profile]
+    provider.set_job(run.job_id, status="pending")
+    poll_status(run, WITH_CALLBACKS, provider=provider, ledger=ledger)
+    assert [getattr(record, "alarm", None) for record in caplog.records] == ["unknown_status"] * alarms
+
+
+def test_a_job_that_failed_for_a_known_reason_says_what_helps(run, provider, ledger):
+    provider.set_job(run.job_id, status="failed", error_code="exceeded_quota", error_message="Insufficient funds.")
+    with pytest.raises(Denied, match=r"Insufficient funds\. What helps: add credit") as caught:
+        poll_status(run, WITH_CALLBACKS, provider=provider, ledger=ledger)
+    assert caught.value.code == "insufficient_quota"

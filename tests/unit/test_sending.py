@@ -15,7 +15,7 @@ from tunedrop.transfer import BYTE_ORDER_MARK
 from tunedrop.upload import upload_dataset
 
 from tests.local.provider_support import KEY, Provider, chats
-from tests.unit.fakes import FakeSecret
+from tests.unit.fakes import FakeSecret, MemoryRegistry
 
 PROFILE = replace(PROFILES["openai"], uploads_above=5_000, part_bytes=2_000)
 SETTINGS = UploadSettings("gpt-4.1-mini", 0)
@@ -57,7 +57,8 @@ def drop(bucket, ledger):
 @pytest.fixture
 def step(bucket, provider, ledger):
     def take(run, **options):
-        return upload_dataset(run, SETTINGS, **{"bucket": bucket, "provider": provider, "ledger": ledger} | options)
+        parts = {"bucket": bucket, "providers": MemoryRegistry(openai=provider), "ledger": ledger}
+        return upload_dataset(run, SETTINGS, **parts | options)
 
     return take
 
@@ -116,7 +117,9 @@ def test_a_duplicate_becomes_no_file(service, drop, step, body):
     assert files(service, second) == []
 
 
-@pytest.mark.parametrize("job", [b'{"refuse_sensitive": true}', b'{"unknown": 1}', b"{"])
+@pytest.mark.parametrize(
+    "job", [b'{"refuse_sensitive": true}', b'{"unknown": 1}', b"{", b'{"model": "of-nobody"}', b'{"provider": "lab"}']
+)
 def test_what_may_have_to_stay_leaves_nothing_before_the_verdict(service, drop, step, body, job):
     run, before = drop(body + b"{not JSON\n", job=job), posts(service)
     with pytest.raises(Rejected):

@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from datetime import UTC, date, datetime
 
 import pytest
 from tunedrop.errors import (
@@ -12,6 +14,8 @@ from tunedrop.errors import (
     Unauthorised,
     UnknownOutcome,
 )
+from tunedrop.provider import ProviderModel
+from tunedrop.providers import PROFILES
 from tunedrop.runs import Run, RunRequest
 from tunedrop.settings import UploadSettings
 from tunedrop.smoke_test import DEFAULT_PROMPT
@@ -19,7 +23,7 @@ from tunedrop.steps import Done
 from tunedrop.upload import upload_dataset
 
 from tests.local.provider_support import chats
-from tests.unit.fakes import Broken
+from tests.unit.fakes import Broken, MemoryProvider, MemoryRegistry
 
 KEY = "shop/orders.jsonl"
 MODEL = "gpt-4.1-mini-2025-04-14"
@@ -44,7 +48,8 @@ def upload(bucket, provider, ledger):
     """Takes the step, as the state machine does: with the run as the ledger holds it."""
 
     def upload(run, settings=SETTINGS, **others):
-        parts = {"bucket": bucket, "provider": provider, "ledger": ledger} | others
+        default = others.pop("provider", provider)
+        parts = {"bucket": bucket, "providers": MemoryRegistry(openai=default), "ledger": ledger} | others
         return upload_dataset(ledger.get(run.run_id), settings, **parts)
 
     return upload
@@ -383,3 +388,126 @@ def test_trouble_that_passes_leaves_nothing_behind_that_the_next_attempt_stumble
         upload(run, **{what: Broken(whole, method, error)})
     assert upload(run) == Done("waiting")
     assert len(uploads(provider, run)) == 1
+
+
+# Several services
+
+
+class Lab(MemoryProvider):
+    profile = replace(PROFILES["nebius"], name="lab", default_model="llama-8b")
+
+
+@pytest.fixture
+def lab(clock):
+    return Lab()
+
+
+@pytest.fixture
+def both(provider, lab):
+    return MemoryRegistry(openai=provider, lab=lab)
+
+
+def test_the_service_that_the_specification_names_gets_the_file_and_the_ledger_says_so(
+    drop, upload, bucket, provider, lab, both, ledger
+):
+    specify(bucket, provider="lab", model="llama-70b")
+    run = drop()
+    upload(run, providers=both)
+    assert (len(uploads(lab, run)), len(uploads(provider, run))) == (1, 0)
+    assert (ledger.get(run.run_id).provider, ledger.get(run.run_id).model) == ("lab", "llama-70b")
+
+
+def test_hyperparameters_go_where_the_service_knows_them(drop, upload, bucket, lab, both, ledger):
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}}
+    own = {"hyperparameters": {"lora_r": 16}, "tier": "low"}
+    specify(bucket, provider="lab", model="llama-70b", method=method, extra_body=own)
+    run = drop()
+    upload(run, providers=both)
+    assert ledger.planned(run.run_id) == {
+        "model": "llama-70b",
+        "hyperparameters": {"lora": True, "lora_r": 16, "n_epochs": 2},
+        "extra_body": {"tier": "low"},
+        "training_file": uploads(lab, run)[0].id,
+    }
+
+
+def test_a_service_has_a_default_model_of_its_own(drop, upload, bucket, both, ledger):
+    specify(bucket, provider="lab")
+    run = drop()
+    upload(run, providers=both)
+    assert ledger.get(run.run_id).model == "llama-8b"
+
+
+def test_the_stacks_default_model_is_not_meant_for_another_service(drop, upload, bucket, lab, both):
+    lab.profile = replace(lab.profile, default_model="")
+    specify(bucket, provider="lab")
+    with pytest.raises(Rejected, match="DefaultModel is not meant for lab") as caught:
+        upload(drop(), providers=both)
+    assert caught.value.code == "missing_model"
+
+
+def test_a_service_that_is_not_configured_is_refused_with_those_that_are(drop, upload, bucket, provider, lab, both):
+    specify(bucket, provider="azure", suffix="x")
+    with pytest.raises(Rejected, match="there are lab, openai") as caught:
+        upload(drop(), providers=both)
+    assert caught.value.code == "unknown_provider"
+    assert provider.contents == lab.contents == {}
+
+
+def test_where_one_service_is_configured_its_name_may_be_said(drop, upload, bucket):
+    specify(bucket, provider="openai")
+    assert upload(drop()) == Done("waiting")
+
+
+@pytest.mark.parametrize(
+    ("wish", "code"),
+    [({"metadata": {"team": "shop"}}, "unrecognized_key"), ({"method": "dpo"}, "wrong_method")],
+    ids=str,
+)
+def test_a_wish_that_the_service_has_no_words_for_is_refused(drop, upload, bucket, lab, both, wish, code):
+    specify(bucket, provider="lab", model="m", **wish)
+    run = drop()
+    with pytest.raises(Rejected, match=r"^the job specification.*lab"):
+        upload(run, providers=both)
+    report = json.loads(bucket.objects[f"results/{run.run_id}/report.json"])
+    assert code in {error["code"] for error in report["errors"]}
+    assert lab.contents == {}
+
+
+# What the service says of the model
+
+
+def test_a_model_that_the_service_does_not_have_is_refused_before_anything_is_sent(drop, upload, provider):
+    run = drop()
+    gone = Broken(provider, "model", Rejected("model_not_found", "no such model."))
+    with pytest.raises(Rejected) as caught:
+        upload(run, provider=gone)
+    assert caught.value.code == "model_not_found"
+    assert uploads(provider, run) == []
+
+
+def test_a_model_that_the_service_does_not_train_is_refused(drop, upload, provider):
+    provider.models[MODEL] = ProviderModel(tunable=False)
+    with pytest.raises(Rejected) as caught:
+        upload(drop())
+    assert caught.value.code == "model_not_tunable"
+
+
+@pytest.mark.parametrize("at_home", [True, False])
+def test_the_models_end_that_the_service_tells_wins_over_the_table(drop, upload, provider, clock, at_home):
+    provider.at_home = at_home
+    clock.at = datetime(2027, 3, 1, tzinfo=UTC).timestamp()  # the table says that it has ended
+    provider.models[MODEL] = ProviderModel(tells_end=True, end=None)
+    assert upload(drop()) == Done("waiting")
+    provider.models[MODEL] = ProviderModel(tells_end=True, end=date(2027, 2, 1))
+    with pytest.raises(Rejected, match="2027-02-01") as caught:
+        upload(drop(chats(13)))
+    assert caught.value.code == "model_shut_down"
+
+
+def test_while_the_service_cannot_be_asked_for_the_model_nothing_is_sent(drop, upload, provider):
+    run = drop()
+    with pytest.raises(Transient):
+        upload(run, provider=Broken(provider, "model", Transient("away")))
+    assert uploads(provider, run) == []
+    assert upload(run) == Done("waiting")

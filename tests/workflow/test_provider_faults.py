@@ -49,8 +49,8 @@ def test_creations_that_go_wrong_are_made_good_and_paid_once(stack, key, dataset
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_looks_that_go_wrong_are_repeated(stack, key, dataset, fault):
-    # Files by name, the file's state, jobs by file, the job's state, its events.
-    for path in (f"{FILES}$", f"{FILES}/*", f"{JOBS}$", f"{JOBS}/*", f"{JOBS}/*/events"):
+    # The model, files by name, the file's state, jobs by file, the job's state, its events.
+    for path in ("/v1/models/*", f"{FILES}$", f"{FILES}/*", f"{JOBS}$", f"{JOBS}/*", f"{JOBS}/*/events"):
         stack.provider_fault("GET", path, fault)
     ended = stack.ended(stack.drop(key, dataset()))
 
@@ -177,3 +177,32 @@ def test_a_refused_key_is_waited_out_until_it_is_mended(stack, key, dataset, sec
         manager.put_secret_value(SecretId=secret, SecretString=good)
 
     assert stack.ended(run_id).state == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "state", "code", "helps"),
+    [
+        (
+            403,
+            "Creating fine-tuning jobs is no longer available to your organization.",
+            "failed",
+            "fine_tuning_closed",
+            "azure",
+        ),
+        (400, "Model m is not available for fine-tuning.", "rejected", "model_not_tunable", "name another"),
+        (400, "The model m has been deprecated.", "rejected", "model_retired", "newer"),
+        (400, "Fine-tuning is not supported in this region.", "failed", "region_not_supported", "base URL"),
+        (400, "Billing hard limit has been reached.", "failed", "billing_hard_limit_reached", "raise the limit"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_for_good_ends_the_run_at_once_with_what_helps(
+    stack, key, dataset, status, message, state, code, helps
+):
+    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    stack.provider_fault("POST", f"{JOBS}$", {"status": status, "body": body}, times=1)
+    ended = stack.ended(stack.drop(key, dataset()))
+
+    assert (ended.state, ended.code) == (state, code)
+    assert helps in ended.message
+    assert ended.jobs == [], "it was asked for once: the second time it would have been accepted"

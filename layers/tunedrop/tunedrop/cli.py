@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from tunedrop import for_people, prices
-from tunedrop.dataset import PROFILES, DatasetCheck, Report
+from tunedrop.dataset import DatasetCheck, Report
 from tunedrop.dataset.check import MAX_LINE
 from tunedrop.dataset.lines import BLOCK
 from tunedrop.dataset.mend import Mender, Unmendable
 from tunedrop.preflight import Wanted, preflight
+from tunedrop.providers import PROFILES, InvalidProviders, ProviderProfile, read_profiles
 
 VALID, REJECTED, USAGE = 0, 1, 2
 
@@ -49,8 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--validation", type=Path, metavar="FILE", help="the validation file that belongs to FILE")
     check.add_argument("--job", type=Path, metavar="FILE", help="the job specification (NAME.job.json)")
     check.add_argument("--model", metavar="M", help="the model to train; wins over the job specification's")
+    check.add_argument("--provider", metavar="P", help=f"one of {', '.join(sorted(PROFILES))}, or of --providers")
     check.add_argument(
-        "--provider", choices=sorted(PROFILES), metavar="P", help=f"one of {', '.join(sorted(PROFILES))}"
+        "--providers", type=Path, metavar="FILE", help="providers of your own, as the stack's parameter Providers"
     )
     check.add_argument("--json", action="store_true", help="print one JSON object for each file")
     check.add_argument("--no-tokens", action="store_true", help="count no tokens, estimate no cost")
@@ -83,7 +85,7 @@ def _check_file(file: str, options: argparse.Namespace) -> int:
         today=datetime.now(UTC).date(),
         model=options.model,
         provider=options.provider,
-        providers=None if options.provider else PROFILES,
+        profiles=_profiles(options),
         own_prices=_own_prices(options.prices),
         count_tokens=not options.no_tokens,
         scan=not options.no_scan,
@@ -103,6 +105,16 @@ def _check_file(file: str, options: argparse.Namespace) -> int:
     if options.fix:
         _mend(Path(file), options.fix, check, report)
     return VALID if report.valid else REJECTED
+
+
+def _profiles(options: argparse.Namespace) -> Mapping[str, ProviderProfile]:
+    try:
+        profiles = read_profiles(options.providers.read_text() if options.providers else "")
+    except (InvalidProviders, UnicodeDecodeError) as error:
+        raise UsageError(f"{options.providers}: {error}") from None
+    if options.provider and options.provider not in profiles:
+        raise UsageError(f"no provider is called {options.provider}; there are {', '.join(sorted(profiles))}")
+    return profiles
 
 
 def _own_prices(file: Path | None) -> prices.PriceList | None:

@@ -101,6 +101,7 @@ def _end(run: Run, outcome: Outcome, provider: Provider, bucket: Bucket, ledger:
         if job.status == "succeeded" and job.fine_tuned_model:
             state, error = "succeeded", None
             fields |= {"fine_tuned_model": job.fine_tuned_model, "trained_tokens": job.trained_tokens}
+            fields["next_step"] = provider.profile.after_success or None
         saved = _save(run, job, provider, bucket)
         adapter: list[str] = []
         if state == "succeeded":

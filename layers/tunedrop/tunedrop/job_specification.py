@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from tunedrop.dataset.profile import Method
 from tunedrop.dataset.report import Finding
 from tunedrop.dataset.strict_json import Malformed
 from tunedrop.dataset.strict_json import parse as parse_json
+from tunedrop.providers import Method
 from tunedrop.schema import Mismatch, mismatches
 
 # To train and then leave out what was asked for would be known only after it was paid.
@@ -68,8 +68,8 @@ def parse(data: bytes, providers: Collection[str] | None = None) -> JobSpecifica
         _finding(_code(problem), problem.path or None, problem.message) for problem in mismatches(value, schema, schema)
     ]
     if not findings and providers is not None and value.get("provider") not in (None, *providers):
-        known = ", ".join(sorted(providers))
-        findings.append(_finding("unknown_provider", "provider", f"no such provider here; known are {known}"))
+        message = f"not configured here, which takes a base URL and a key; there are {', '.join(sorted(providers))}"
+        findings.append(_finding("unknown_provider", "provider", message))
     if not findings and value.get("deploy"):
         findings.append(_finding("unsupported", "deploy", _NO_DEPLOYMENT))
     if findings:

@@ -9,6 +9,7 @@ from tunedrop.deletion import dataset_deleted
 from tunedrop.errors import Cancelled, Denied
 from tunedrop.ledger import Ledger
 from tunedrop.provider import Provider, ProviderJob
+from tunedrop.refusals import recognise
 from tunedrop.runs import Run
 from tunedrop.settings import PollSettings
 from tunedrop.steps import Done, Wait
@@ -18,8 +19,9 @@ SHORTEST_PAUSE_SECONDS = 15
 SHORTEST_PAUSE_NEAR_THE_END_SECONDS = 30
 LONGEST_PAUSE_SECONDS = 900
 
+UNDER_WAY = ("validating_files", "queued", "running", "paused")
 QUEUED = ("validating_files", "queued", "pending")
-UNDER_WAY = (*QUEUED, "running", "paused")
+"""Names of a job's state before it runs; not every service has each."""
 ENDED = ("succeeded", "failed", "cancelled")
 LONG_IN_THE_QUEUE_SECONDS = 86_400
 SAID_AGAIN_SECONDS = 300
@@ -48,9 +50,11 @@ def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger:
         ledger.update(run.run_id, fine_tuned_model=job.fine_tuned_model, trained_tokens=job.trained_tokens)
         return Done("succeeded", job.fine_tuned_model)
     if job.status == "failed":
+        said = job.error_message or ""
+        if refusal := recognise([job.error_code], said):
+            raise Denied(refusal.code, refusal.error(f": {said}" if said else "").message)
         raise Denied(
-            job.error_code or "job_failed",
-            job.error_message or "the fine-tuning service failed the job and gave no reason",
+            job.error_code or "job_failed", said or "the fine-tuning service failed the job and gave no reason"
         )
     if job.status == "cancelled" and withdrawn:
         raise dataset_deleted()
@@ -60,10 +64,10 @@ def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger:
             "the job was cancelled at the fine-tuning service, by somebody who has access to it there; "
             "drop the file again to train on it after all",
         )
-    if job.status not in (*UNDER_WAY, "succeeded"):
+    if job.status not in (*UNDER_WAY, *provider.profile.under_way, "succeeded"):
         _logger.error("the job %s has the unknown status %s", job.id, job.status, extra={"alarm": "unknown_status"})
-    pause = settings.callback_heartbeat_minutes * 60 or pause_seconds(job)
-    return Wait(pause, "training", _notice(run, job, ledger))
+    heartbeat = settings.callback_heartbeat_minutes * 60 if provider.profile.calls_back else 0
+    return Wait(heartbeat or pause_seconds(job), "training", _notice(run, job, ledger))
 
 
 def _notice(run: Run, job: ProviderJob, ledger: Ledger) -> str | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import date
 from importlib import import_module
 
-from tunedrop import job_specification, prices
-from tunedrop.dataset import PROFILES, DataProfile, DatasetCheck, Finding, Report, combine
+from tunedrop import job_request, job_specification, prices
+from tunedrop.dataset import DatasetCheck, Finding, Report, combine
 from tunedrop.job_specification import JobSpecification
 from tunedrop.prices import PriceList, TrainingModel
+from tunedrop.providers import PROFILES, ProviderProfile
 from tunedrop.tokens import Tokenizer
 
 OVER_BUDGET = "over_budget"
@@ -21,10 +22,11 @@ class Wanted:
     """What a check is made under, beside the files.
 
     ``model`` and ``provider`` win over the job specification's, ``default_model`` and ``default_provider`` stand in for
-    them. ``providers`` are those that a job specification may name, None for any. Only where ``at_home``, that is where
-    the provider is certain to be the service itself and not another that speaks its API, is a model that it has shut
-    down an error; None means that a provider's name makes it certain. ``max_cost_usd`` is a limit beside the job
-    specification's own.
+    them. ``providers`` are those that a job specification may name, None for any of ``profiles``. Only where
+    ``at_home``, that is where the provider is certain to be the service itself and not another that speaks its API, is
+    a model that it has shut down an error; None means that a provider's name makes it certain. ``model_told`` is
+    whether the service itself tells the model's end, and then ``model_end`` wins over the table; ``job_errors`` are
+    what else it says against the job. ``max_cost_usd`` is a limit beside the job specification's own.
     """
 
     today: date
@@ -33,7 +35,11 @@ class Wanted:
     default_model: str | None = None
     default_provider: str = "openai"
     providers: Collection[str] | None = None
+    profiles: Mapping[str, ProviderProfile] = field(default_factory=lambda: PROFILES)
     at_home: bool | None = None
+    model_told: bool = False
+    model_end: date | None = None
+    job_errors: Collection[Finding] = ()
     max_cost_usd: float | None = None
     own_prices: PriceList | None = None
     count_tokens: bool = True
@@ -41,6 +47,23 @@ class Wanted:
     sha256: bool = True
     threads: int = 1
     max_findings: int = 100
+
+
+def provider_and_model(specification: bytes | None) -> tuple[str | None, str | None]:
+    """The provider and the model that a job specification names, as far as it can be read."""
+    parsed = job_specification.parse(specification) if specification is not None else None
+    return (parsed.provider, parsed.model) if isinstance(parsed, JobSpecification) else (None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedJob:
+    """What is known of a job before its dataset is read."""
+
+    specification: JobSpecification
+    model: TrainingModel
+    profile: ProviderProfile
+    errors: list[Finding]
+    warnings: list[Finding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +83,26 @@ def make_ready(model: str) -> None:
     Tokenizer(prices.look_up(model).encoding).count([""])
 
 
+def judge_job(specification: bytes | None, wanted: Wanted) -> JudgedJob:
+    """What speaks for and against a job whatever its dataset is like."""
+    parsed, errors = _specification(specification, wanted)
+    errors += wanted.job_errors
+    warnings: list[Finding] = []
+    name = wanted.model or parsed.model or wanted.default_model
+    named = wanted.provider or parsed.provider
+    profile = wanted.profiles.get(named or wanted.default_provider, PROFILES["compatible"])
+    model = prices.look_up(name, wanted.own_prices) if name else TrainingModel(name="")
+    errors += [Finding("job", None, wish.code, wish.path, wish.message) for wish in job_request.unmet(parsed, profile)]
+    if not wanted.model_told or wanted.model_end:
+        at_home = bool(named) if wanted.at_home is None else wanted.at_home
+        if end := model.end(profile.like, wanted.today, wanted.model_end):
+            ended, sentence = end
+            code = "model_shut_down" if ended else "model_near_shutdown"
+            certain = at_home or wanted.model_told
+            (errors if ended and certain else warnings).append(Finding("job", None, code, "model", sentence))
+    return JudgedJob(parsed, model, profile, errors, warnings)
+
+
 def preflight(
     training: Iterable[bytes], validation: Iterable[bytes] | None, specification: bytes | None, wanted: Wanted
 ) -> Preflight:
@@ -67,19 +110,11 @@ def preflight(
 
     Each file is read once, in chunks of any size; memory does not grow with it.
     """
-    parsed, errors = _specification(specification, wanted)
-    warnings: list[Finding] = []
-    name = wanted.model or parsed.model or wanted.default_model
-    provider = wanted.provider or parsed.provider or wanted.default_provider
-    model = prices.look_up(name, wanted.own_prices) if name else TrainingModel(name="")
-    at_home = bool(wanted.provider or parsed.provider) if wanted.at_home is None else wanted.at_home
-    if end := model.end(provider, wanted.today):
-        ended, sentence = end
-        code = "model_shut_down" if ended else "model_near_shutdown"
-        (errors if ended and at_home else warnings).append(Finding("job", None, code, "model", sentence))
+    judged = judge_job(specification, wanted)
+    parsed, model, errors = judged.specification, judged.model, judged.errors
     first = DatasetCheck(
         method=parsed.method_name,
-        profile=PROFILES.get(provider, DataProfile()),
+        profile=judged.profile.data,
         tokens=Tokenizer(model.encoding, wanted.threads) if wanted.count_tokens else None,
         model=model,
         epochs=parsed.epochs,
@@ -99,12 +134,13 @@ def preflight(
     limits = [limit for limit in (parsed.max_cost_usd, wanted.max_cost_usd) if limit is not None]
     if message := prices.over_budget(estimate, min(limits, default=None)):
         errors.append(Finding("job", None, OVER_BUDGET, "max_cost_usd", message))
-    return Preflight(parsed, name, combine(first, second, errors, warnings), first)
+    return Preflight(parsed, model.name or None, combine(first, second, errors, judged.warnings), first)
 
 
 def _specification(text: bytes | None, wanted: Wanted) -> tuple[JobSpecification, list[Finding]]:
     """The job specification, an empty one where there is none or it is invalid, and what is wrong with it."""
     if text is None:
         return JobSpecification(), []
-    parsed = job_specification.parse(text, wanted.providers)
+    known = wanted.profiles if wanted.providers is None else wanted.providers
+    parsed = job_specification.parse(text, None if wanted.provider else known)
     return (parsed, []) if isinstance(parsed, JobSpecification) else (JobSpecification(), list(parsed))

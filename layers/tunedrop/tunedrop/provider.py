@@ -12,20 +12,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol, Self
 
 import httpx2
 import openai
-from openai.types import FileObject, Upload
+from openai.types import FileObject, Model, Upload
 from openai.types.chat import ChatCompletion
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from openai.types.uploads import UploadPart
 
 from tunedrop.errors import Denied, Rejected, Throttled, Transient, TunedropError, Unauthorised, UnknownOutcome
-from tunedrop.providers import ProviderProfile, UnknownProvider, profile_of
-from tunedrop.secret_store import Secret, StoredSecret
+from tunedrop.providers import PROFILES, ProviderProfile, UnknownProvider, profile_of, read_profiles
+from tunedrop.refusals import recognise
+from tunedrop.secret_store import KeySecret, Secret, StoredSecret, keys_of
 from tunedrop.settings import ProviderSettings, load
 
 PURPOSE: Final = "fine-tune"
@@ -37,9 +39,6 @@ UPLOAD_SECONDS = 300.0  # for one read or write, not for the whole transfer
 PART_SECONDS = 60.0  # likewise, of a part
 DEFAULT_PAUSE_SECONDS = 30.0
 MAX_PAUSE_SECONDS = 3600.0
-
-# Codes of 429 answers that no patience mends: https://platform.openai.com/docs/guides/error-codes
-_OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,37 @@ class ProviderJob:
             error_code=getattr(error, "code", None),
             error_message=getattr(error, "message", None),
             result_files=tuple(getattr(job, "result_files", None) or ()),
-            document=job.to_dict(mode="json"),
+            document=job.to_dict(mode="json", warnings=False),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderModel:
+    """What the service itself says of a model.
+
+    ``tells_end``: whether it says anything of the model's end; ``end`` is the date from which on it cannot be trained.
+    ``tunable`` is None where it does not say.
+    """
+
+    tells_end: bool = False
+    end: date | None = None
+    tunable: bool | None = None
+
+    @classmethod
+    def of(cls, model: Model) -> Self:
+        """The model in the client's form.
+
+        OpenAI answers ``shutdown_date`` (an ISO date), Azure ``deprecation.fine_tune`` (epoch seconds) and
+        ``capabilities.fine_tune``.
+        """
+        told = model.to_dict(mode="json", warnings=False)
+        deprecation, capabilities = (_mapping(told.get(name)) for name in ("deprecation", "capabilities"))
+        ends = [_date(value) for value in (told.get("shutdown_date"), deprecation.get("fine_tune"))]
+        tunable = capabilities.get("fine_tune")
+        return cls(
+            tells_end="shutdown_date" in told or "fine_tune" in deprecation,
+            end=next((end for end in ends if end), None),
+            tunable=tunable if isinstance(tunable, bool) else None,
         )
 
 
@@ -108,6 +137,9 @@ class Provider(Protocol):
     profile: ProviderProfile
     at_home: bool
     """Whether it is the profile's own service, rather than another that speaks its API."""
+
+    def model(self, name: str) -> ProviderModel | None:
+        """What the service says of a model; None where it does not say. Rejected where it has no such model."""
 
     def files_named(self, name: str) -> list[ProviderFile]:
         """Every file of that name, oldest first."""
@@ -170,13 +202,28 @@ class OpenAIProvider:
         self.profile = profile
         url = base_url or profile.base_url
         if not url:
-            raise UnknownProvider(f"the provider {profile.name} needs the parameter ProviderBaseUrl")
-        self.at_home = url == profile.base_url
+            raise UnknownProvider(f"the provider {profile.name} needs a base URL: ProviderBaseUrl, or one in Providers")
+        known = PROFILES.get(profile.like)
+        self.at_home = known is not None and url == known.base_url
         self._api_key = api_key
         # Made before the key is known, since making it takes time that initialisation has and a request has not.
         self._client = openai.OpenAI(api_key="not known yet", base_url=url, max_retries=0, timeout=CALL_SECONDS)
         # The client imports these at their first use.
-        _ = self._client.files, self._client.uploads, self._client.fine_tuning.jobs.checkpoints
+        _ = self._client.files, self._client.uploads, self._client.models, self._client.fine_tuning.jobs.checkpoints
+
+    def model(self, name: str) -> ProviderModel | None:
+        """See :class:`Provider`; a service that has no such question, or not for our key, says nothing."""
+
+        def ask(client: openai.OpenAI) -> ProviderModel | None:
+            try:
+                return ProviderModel.of(_expect(client.models.retrieve(name), Model))
+            except (_UnreadableAnswer, AttributeError, TypeError, ValueError):
+                return None
+
+        try:
+            return self._read(ask)
+        except Denied:
+            return None
 
     def files_named(self, name: str) -> list[ProviderFile]:
         """See :class:`Provider`; no filter of the listing is trusted."""
@@ -348,11 +395,58 @@ class OpenAIProvider:
         return attempt(fresh)
 
 
-def connect(environment: Mapping[str, str]) -> OpenAIProvider:
-    """The fine-tuning service that ``environment`` names."""
+class Registry(Protocol):
+    """The fine-tuning services of a stack, by name."""
+
+    default: str
+
+    def of(self, name: str | None) -> Provider:
+        """The service of that name, None: the default. Unauthorised where a run's service is no longer configured."""
+
+    def configured(self) -> Mapping[str, ProviderProfile]:
+        """The services that have both a base URL and a key, by name."""
+
+
+class OpenAIRegistry:
+    """Services that the ``openai`` client can talk to, each with its key; a client is made when it is first asked for,
+    the default's at once."""
+
+    def __init__(self, profiles: Mapping[str, ProviderProfile], default: str, base_url: str, secret: Secret) -> None:
+        """``base_url`` is the default's, empty for its profile's own; ``secret`` holds its key, or JSON: that of each.
+
+        Raises:
+            UnknownProvider: the default has no profile or no base URL.
+        """
+        self.default = default
+        self._profiles = profiles
+        self._secret = secret
+        self._made: dict[str, Provider] = {default: self._make(profile_of(default, profiles), base_url)}
+
+    def of(self, name: str | None) -> Provider:
+        """See :class:`Registry`."""
+        name = name or self.default
+        if name not in self._made:
+            try:
+                self._made[name] = self._make(profile_of(name, self._profiles), "")
+            except UnknownProvider as error:
+                raise Unauthorised(f"{error}; a run waits for it until its deadline") from None
+        return self._made[name]
+
+    def configured(self) -> Mapping[str, ProviderProfile]:
+        """See :class:`Registry`. Raises Unauthorised and Transient as fetching the secret does."""
+        keys = keys_of(self._secret.value(), self.default)
+        reachable = {n: p for n, p in self._profiles.items() if p.base_url or n == self.default}
+        return {name: reachable[name] for name in sorted(keys.keys() & reachable.keys())}
+
+    def _make(self, profile: ProviderProfile, base_url: str) -> OpenAIProvider:
+        return OpenAIProvider(profile, base_url, KeySecret(self._secret, profile.name, self.default))
+
+
+def connect(environment: Mapping[str, str]) -> OpenAIRegistry:
+    """The fine-tuning services that ``environment`` names."""
     settings = load(ProviderSettings, environment)
-    key = StoredSecret(settings.provider_secret_arn)
-    return OpenAIProvider(profile_of(settings.provider), settings.provider_base_url, key)
+    secret = StoredSecret(settings.provider_secret_arn)
+    return OpenAIRegistry(read_profiles(settings.providers), settings.provider, settings.provider_base_url, secret)
 
 
 class _UnreadableAnswer(Exception):
@@ -470,12 +564,10 @@ def _status_error(error: openai.APIStatusError, key: str, *, creating: bool) -> 
         return Unauthorised(
             "the fine-tuning service refused our API key (401): put a valid one into the provider secret"
         )
-    if status == 429 and code in _OUT_OF_MONEY:
-        return Denied(code, f"the account at the fine-tuning service is out of quota{said}")
+    if status < 500 and (refusal := recognise((error.code, error.type), _message(error), status)):
+        return refusal.error(said)
     if status == 429:
         return Throttled("the fine-tuning service asks for a pause (429)", _pause(error.response.headers))
-    if status == 404 and code == "model_not_found":
-        return Rejected(code, f"the fine-tuning service does not know the model; name another{said}")
     if creating and status in (400, 413, 415, 422):
         return Rejected(code or f"http_{status}", f"the fine-tuning service refused the request ({status}){said}")
     if status >= 500 or status in (408, 409):
@@ -485,9 +577,29 @@ def _status_error(error: openai.APIStatusError, key: str, *, creating: bool) -> 
 
 
 def _said(error: openai.APIStatusError, key: str) -> str:
-    message = error.body.get("message") if isinstance(error.body, dict) else None
-    text = " ".join(str(message or "").replace(key, "…").split())[:300]
+    text = " ".join(_message(error).replace(key, "…").split())[:300]
     return f": {text}" if text else ""
+
+
+def _message(error: openai.APIStatusError) -> str:
+    # Where there is no error object, as in FastAPI's {"detail": "..."}, the client hands the body on as it is.
+    body = _mapping(error.body)
+    return next((text for name in ("message", "detail") if isinstance(text := body.get(name), str)), "")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _date(value: object) -> date | None:
+    try:
+        if isinstance(value, str):
+            return date.fromisoformat(value[:10])
+        if isinstance(value, int | float):
+            return datetime.fromtimestamp(value, UTC).date()
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None
 
 
 def _pause(headers: Mapping[str, str]) -> float:

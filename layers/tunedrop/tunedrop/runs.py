@@ -78,7 +78,8 @@ class Failure:
 class Run:
     """The run document, the same in the ledger, the API and notifications.
 
-    ``loss_curve`` is the training loss, thinned out to at most 32 steps.
+    ``loss_curve`` is the training loss, thinned out to at most 32 steps. ``next_step`` is a sentence: what is left to
+    be done before the model answers.
     Ids, counts and keys only: never a line of the dataset, never a secret. Times are ISO 8601 in UTC.
     """
 
@@ -101,6 +102,7 @@ class Run:
     trained_tokens: int | None = None
     loss_curve: tuple[float, ...] = ()
     result_keys: tuple[str, ...] = ()
+    next_step: str | None = None
     error: Failure | None = None
     created_at: str
     updated_at: str

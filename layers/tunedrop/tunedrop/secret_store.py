@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -39,6 +40,47 @@ class KnownSecret:
     def value(self, *, fresh: bool = False) -> str:  # noqa: ARG002 - there is no fresher one
         """The secret's text."""
         return self.text
+
+
+class KeySecret:
+    """One provider's key out of a secret that holds either one key, which is ``alone``'s, or JSON: keys by provider."""
+
+    def __init__(self, secret: Secret, provider: str, alone: str) -> None:
+        self._secret = secret
+        self._provider = provider
+        self._alone = alone
+
+    def value(self, *, fresh: bool = False) -> str:
+        """The key.
+
+        Raises:
+            Unauthorised: there is none for the provider.
+            Transient: Secrets Manager could not be asked.
+        """
+        try:
+            return keys_of(self._secret.value(fresh=fresh), self._alone)[self._provider]
+        except KeyError:
+            raise Unauthorised(
+                f"the provider secret has no key for {self._provider}: put one in, as "
+                f'{{"{self._provider}": "..."}} beside the others'
+            ) from None
+
+
+def keys_of(text: str, alone: str) -> dict[str, str]:
+    """The keys in the provider secret's ``text`` by provider; a text that is no JSON object is the key of ``alone``.
+
+    Raises:
+        Unauthorised: it is meant to be JSON and is not; the message quotes nothing of it.
+    """
+    if not text.startswith("{"):
+        return {alone: text}
+    try:
+        keys = json.loads(text)
+    except (ValueError, RecursionError):
+        keys = None
+    if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
+        raise Unauthorised('the provider secret should read {"PROVIDER": "KEY", ...}, or be one key alone')
+    return {provider: key.strip() for provider, key in keys.items() if key.strip()}
 
 
 class StoredSecret:

@@ -27,11 +27,16 @@ class WebhookSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProviderSettings:
-    """Where the fine-tuning service is; an empty ``provider_base_url`` means the profile's own."""
+    """Where the fine-tuning services are.
+
+    ``provider`` is the one of a job specification that names none, ``provider_base_url`` its address where that is not
+    the profile's own, ``providers`` what :func:`tunedrop.providers.read_profiles` reads.
+    """
 
     provider: str
     provider_secret_arn: str
     provider_base_url: str = ""
+    providers: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ def text_of(run: Run, notice: str | None = None) -> str:
         "File": run.key,
         "Why": why,
         "Model": run.fine_tuned_model,
+        "Next": run.next_step,
         "Base model": run.model,
         "Examples": _count(run.examples),
         "Trained tokens": _count(run.trained_tokens),

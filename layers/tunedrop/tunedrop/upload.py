@@ -6,27 +6,25 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from tunedrop import job_specification
 from tunedrop.bucket import Bucket, StoredObject
 from tunedrop.clock import now
-from tunedrop.dataset import Report
+from tunedrop.dataset import Finding, Report
 from tunedrop.errors import Duplicate, Missing, OverBudget, Rejected, Superseded, Transient
 from tunedrop.events import DATASET, SPECIFICATION, VALIDATION
-from tunedrop.job_specification import MAX_SIZE, JobSpecification
+from tunedrop.job_request import parameters as job_parameters
+from tunedrop.job_specification import MAX_SIZE
 from tunedrop.ledger import Ledger
-from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, preflight
-from tunedrop.provider import Provider
+from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, judge_job, preflight, provider_and_model
+from tunedrop.provider import Provider, Registry
 from tunedrop.runs import Run, results_key
 from tunedrop.settings import UploadSettings
 from tunedrop.smoke_test import with_wish
 from tunedrop.steps import Done, Wait
 from tunedrop.transfer import Outgoing, OutOfTime
-
-MAX_METADATA_PAIRS = 16
 
 
 def upload_dataset(
@@ -34,11 +32,13 @@ def upload_dataset(
     settings: UploadSettings,
     *,
     bucket: Bucket,
-    provider: Provider,
+    providers: Registry,
     ledger: Ledger,
     seconds_left: Callable[[], float] = lambda: math.inf,
 ) -> Wait | Done:
-    """Checks the run's dataset as it was when its event happened, and uploads it as ``RUN_ID.jsonl``.
+    """Checks the run's dataset as it was when its event happened, and uploads it as ``RUN_ID.jsonl`` to its service.
+
+    The service is the one that the job specification names, else the stack's default.
 
     The dataset is read once: what is checked goes on to the service, where it becomes a file only if it is valid,
     within the budget and no duplicate. What an earlier attempt has sent is found. ``seconds_left`` is the time that the
@@ -55,7 +55,7 @@ def upload_dataset(
         return Done("waiting")
     ledger.update(run.run_id, state="uploading")
     try:
-        return _check_and_send(run, settings, bucket, provider, ledger, seconds_left)
+        return _check_and_send(run, settings, bucket, providers, ledger, seconds_left)
     except OutOfTime as error:
         if not error.progressed:
             raise Transient("the function's time was over before the dataset was checked and sent") from error
@@ -66,11 +66,12 @@ def _check_and_send(
     run: Run,
     settings: UploadSettings,
     bucket: Bucket,
-    provider: Provider,
+    providers: Registry,
     ledger: Ledger,
     seconds_left: Callable[[], float],
 ) -> Done:
     specification_text = _specification(run, bucket)
+    provider, wanted = _wanted(specification_text, settings, providers)
     training = bucket.open(run.key, run.etag)
     _refuse_too_large(training, provider)
 
@@ -79,13 +80,13 @@ def _check_and_send(
         return Outgoing(run.run_id, name, stored.size, provider=provider, ledger=ledger, seconds_left=seconds_left)
 
     with outgoing(training, DATASET) as sending:
-        at_once = _may_leave_unchecked(specification_text, provider)
+        at_once = _may_leave_unchecked(specification_text, wanted)
         chunks = sending.through(training.chunks) if at_once else training.chunks
-        found = _preflight(run, settings, bucket, provider, chunks, specification_text)
+        found = _preflight(run, bucket, provider, chunks, specification_text, wanted)
         report, specification = found.report, found.specification
         text = with_wish(report.to_json(), specification.smoke_test)
         bucket.write(results_key(run.run_id, "report.json"), text.encode(), "application/json")
-        parameters = _parameters(run, specification, found.model, provider)
+        parameters = job_parameters(run.run_id, specification, found.model, provider.profile)
         run = ledger.update(
             run.run_id,
             provider=provider.profile.name,
@@ -126,12 +127,13 @@ def _send(stored: StoredObject, sending: Outgoing) -> None:
         sending.send(chunk)
 
 
-def _may_leave_unchecked(specification: bytes | None, provider: Provider) -> bool:
-    """Whether bytes may go to the service, uncommitted, before all of them are known to be fit to go."""
-    if specification is None:
-        return True
-    parsed = job_specification.parse(specification, [provider.profile.name])
-    return isinstance(parsed, JobSpecification) and not parsed.refuse_sensitive
+def _may_leave_unchecked(specification: bytes | None, wanted: Wanted) -> bool:
+    """Whether bytes may go to the service, uncommitted, before all of them are known to be fit to go.
+
+    None go for a job that is refused whatever the dataset is like.
+    """
+    judged = judge_job(specification, wanted)
+    return not judged.errors and not judged.specification.refuse_sensitive
 
 
 def _refuse_too_large(stored: StoredObject, provider: Provider) -> None:
@@ -151,25 +153,60 @@ class _Found(Preflight):
     validation_etag: str | None
 
 
+def _wanted(specification: bytes | None, settings: UploadSettings, providers: Registry) -> tuple[Provider, Wanted]:
+    """The service that the run is for, and what its check is made under; the service is asked for the model."""
+    named, model = provider_and_model(specification)
+    known = {}
+    if named and named != providers.default:
+        known = dict(providers.configured())
+    provider = providers.of(named if named in known else None)
+    profile = provider.profile
+    default_model = profile.default_model or (settings.default_model if profile.name == providers.default else None)
+    wanted = Wanted(
+        today=datetime.fromtimestamp(now(), UTC).date(),
+        default_model=default_model,
+        default_provider=profile.name,
+        providers=known or [providers.default],
+        profiles={**known, profile.name: profile},
+        at_home=provider.at_home,
+        max_cost_usd=settings.max_cost_usd or None,
+    )
+    if named not in (None, profile.name):
+        return provider, wanted  # which rejects the run: nothing is to be asked for it
+    return provider, replace(wanted, **_told(provider, model or default_model))
+
+
+def _told(provider: Provider, model: str | None) -> dict[str, Any]:
+    """What the service says of the model before anything is sent; nothing where it is known not to help."""
+    if model is None:
+        message = f'"model" must be named: DefaultModel is not meant for {provider.profile.name}'
+        return {"job_errors": [Finding("job", None, "missing_model", "model", message)]}
+    if not provider.profile.retrieves_models:
+        return {}
+    try:
+        told = provider.model(model)
+    except Rejected as error:
+        return {"job_errors": [Finding("job", None, error.code, "model", error.message.rstrip("."))]}
+    if told is None:
+        return {}
+    errors = []
+    if told.tunable is False:
+        message = f"{provider.profile.name} says that {model} cannot be fine-tuned; name another"
+        errors.append(Finding("job", None, "model_not_tunable", "model", message))
+    return {"job_errors": errors, "model_told": told.tells_end, "model_end": told.end}
+
+
 def _preflight(
     run: Run,
-    settings: UploadSettings,
     bucket: Bucket,
     provider: Provider,
     training: Iterable[bytes],
     specification: bytes | None,
+    wanted: Wanted,
 ) -> _Found:
     validation = _open(bucket, _beside(run.key, VALIDATION))
     if validation:
         _refuse_too_large(validation, provider)
-    wanted = Wanted(
-        today=datetime.fromtimestamp(now(), UTC).date(),
-        default_model=settings.default_model,
-        default_provider=provider.profile.name,
-        providers=[provider.profile.name],
-        at_home=provider.at_home,
-        max_cost_usd=settings.max_cost_usd or None,
-    )
     found = preflight(training, _steady(validation) if validation else None, specification, wanted)
     return _Found(found.specification, found.model, found.report, found.check, validation.etag if validation else None)
 
@@ -195,24 +232,6 @@ def _specification(run: Run, bucket: Bucket) -> bytes | None:
         return None
     # One byte more than a job specification may have is enough to see that it has too many.
     return b"".join(stored.chunks) if stored.size <= MAX_SIZE else bytes(MAX_SIZE + 1)
-
-
-def _parameters(run: Run, specification: JobSpecification, model: str | None, provider: Provider) -> dict[str, Any]:
-    """What the job is created with, in the fine-tuning API's own words."""
-    wanted = {
-        "model": model,
-        "method": specification.method,
-        "suffix": specification.suffix,
-        "seed": specification.seed,
-        "integrations": specification.integrations,
-        "extra_body": specification.extra_body,
-    }
-    metadata = dict(specification.metadata or {})
-    if provider.profile.takes_metadata and len(metadata) < MAX_METADATA_PAIRS:
-        metadata["run_id"] = run.run_id
-    if metadata:
-        wanted["metadata"] = metadata
-    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _judge(run: Run, report: Report) -> None:

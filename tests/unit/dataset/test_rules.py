@@ -3,7 +3,8 @@
 import base64
 
 import pytest
-from tunedrop.dataset import PROFILES, DataProfile
+from tunedrop.dataset import DataProfile
+from tunedrop.providers import PROFILES
 
 from tests.unit.dataset.builders import (
     ANSWER,
@@ -372,8 +373,8 @@ def test_a_chat_passes_for_reinforcement_where_the_method_says_so():
 def test_a_profile_says_what_a_provider_takes():
     examples = [chat(SYSTEM, user(f"q{number}"), answer=1) for number in range(99)]
     assert check(jsonl(*examples)).valid is False
-    assert errors(check(jsonl(*examples), profile=PROFILES["bedrock"])) == [(None, "too_few_examples", None)]
-    assert check(jsonl(*examples, chat(USER, answer=1)), profile=PROFILES["bedrock"]).valid
+    assert errors(check(jsonl(*examples), profile=PROFILES["bedrock"].data)) == [(None, "too_few_examples", None)]
+    assert check(jsonl(*examples, chat(USER, answer=1)), profile=PROFILES["bedrock"].data).valid
     images = file_with(chat(SYSTEM, user([IMAGE]), ASSISTANT))
     assert errors(check(images, profile=DataProfile(images=False))) == [(3, "invalid_part", "messages[1].content[0]")]
     assert errors(check(images, profile=DataProfile(max_examples_with_images=0))) == [(None, "too_many_images", None)]

@@ -10,9 +10,9 @@ from tunedrop.dataset.counting import TokenTally
 from tunedrop.dataset.fingerprints import NONE, Fingerprints
 from tunedrop.dataset.judge import METHODS, Judge
 from tunedrop.dataset.lines import Lines, LineSplitter, TooLong
-from tunedrop.dataset.profile import DataProfile, Method
 from tunedrop.dataset.report import FileName, Findings, Format, Report
 from tunedrop.prices import TrainingModel
+from tunedrop.providers import DataProfile, Method
 
 if TYPE_CHECKING:
     from hashlib import _Hash

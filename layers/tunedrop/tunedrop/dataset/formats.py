@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from tunedrop.dataset.message_rules import ROLES, MessageRules, find_messages, has_role
-from tunedrop.dataset.profile import DataProfile
 from tunedrop.dataset.report import Format
 from tunedrop.dataset.tool_rules import Answers, check_functions, check_tools
 from tunedrop.dataset.values import Line
+from tunedrop.providers import DataProfile
 
 _CHAT_KEYS = ("messages", "tools", "parallel_tool_calls", "functions")
 _OUTPUTS = ("preferred_output", "non_preferred_output")

@@ -11,10 +11,10 @@ from tunedrop.dataset.fingerprints import NONE, fingerprint
 from tunedrop.dataset.formats import ExampleRules, infer, is_another, rules_of
 from tunedrop.dataset.lines import Lines
 from tunedrop.dataset.plain import NOT_PLAIN, PlainExample, decoders_of
-from tunedrop.dataset.profile import DataProfile, Method
 from tunedrop.dataset.report import Findings, Format
 from tunedrop.dataset.strict_json import MAX_VALUES, Malformed, parse, refuse_bulk
 from tunedrop.dataset.values import Line
+from tunedrop.providers import DataProfile, Method
 
 _FORMATS: dict[Method, tuple[Format, ...]] = {
     "supervised": ("chat", "completion"),

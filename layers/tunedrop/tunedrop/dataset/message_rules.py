@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from tunedrop.dataset.profile import DataProfile
 from tunedrop.dataset.tool_rules import Answers, check_function_call, check_tool_calls
 from tunedrop.dataset.values import Line
+from tunedrop.providers import DataProfile
 
 _COMMON = frozenset({"role", "content", "name"})
 _KEYS = {
