@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-import threading
+import time
 from pathlib import Path
 
 from tunedrop.errors import Transient
@@ -16,6 +16,7 @@ from local.deploy import ROOT, InvalidParameter
 from local.drop import NotAccepted, drop, printer, summary
 from local.stack import Address, Options, Stack, answers, running
 
+LOOK_SECONDS = 0.2
 EXAMPLE = ROOT / "events/examples/orchard.jsonl"
 
 
@@ -45,8 +46,9 @@ def up(options: argparse.Namespace) -> int:
             print(stack.address.to_json(), flush=True)
         else:
             _describe(stack.address)
-        threading.Event().wait()
-    return 0
+        while True:
+            # Not for ever at once: a signal that the system hands to another thread is noticed only between two waits.
+            time.sleep(LOOK_SECONDS)
 
 
 def drop_file(options: argparse.Namespace) -> int:
