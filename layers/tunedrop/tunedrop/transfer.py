@@ -346,7 +346,7 @@ class _InParts:
                 if unknown:  # completed by the call that was not answered, it seems: the list will tell
                     break
                 raise self._unless_gone(error, upload) from error
-        assert unknown  # noqa: S101
+        assert unknown, "the loop is left only by an answer, a refusal, or this"  # noqa: S101
         raise unknown
 
     def _unless_gone(self, error: Final, upload: _Upload) -> TunedropError:

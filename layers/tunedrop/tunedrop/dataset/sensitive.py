@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
-import re2  # type: ignore[import-untyped]
+import re2  # type: ignore[import-untyped]  # its wheel carries no types
 
 from tunedrop.dataset.lines import Lines
 from tunedrop.dataset.report import Findings
