@@ -1,8 +1,8 @@
 import json
-from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
+from msgspec.structs import replace
 from tunedrop.errors import (
     Duplicate,
     Missing,

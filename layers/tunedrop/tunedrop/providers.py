@@ -6,13 +6,13 @@ parameter ``Providers`` (:func:`read_profiles`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+
+import msgspec
+from msgspec.structs import replace
 
 Method = Literal["supervised", "dpo", "reinforcement"]
 
@@ -21,8 +21,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataProfile:
+class DataProfile(msgspec.Struct, frozen=True, kw_only=True):
     """A service's limits on a dataset; the defaults are OpenAI's (``dataset/RULES.md``)."""
 
     minimum_examples: Mapping[str, int] = MappingProxyType({"supervised": 10, "dpo": 10, "reinforcement": 10})
@@ -44,8 +43,7 @@ class DataProfile:
     """Tokens that an example is cut at; None: the model's own limit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderProfile:
+class ProviderProfile(msgspec.Struct, frozen=True, kw_only=True):
     """A fine-tuning service, as far as it differs from the others; the defaults are OpenAI's.
 
     Every service is spoken to through the same client, and given its key as ``Authorization: Bearer``. Sizes are in
@@ -83,7 +81,7 @@ class ProviderProfile:
     suffix_length: int | None = 64
     """Most characters of a suffix; None: it takes no suffix."""
 
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = {}
     """Further keys of a request that creates a job; a job specification's ``extra_body`` wins over them."""
 
     under_way: tuple[str, ...] = ()
@@ -151,8 +149,12 @@ def read_profiles(text: str) -> dict[str, ProviderProfile]:
     Raises:
         InvalidProviders: it is malformed, or a name, key or value is not allowed.
     """
+    if not text:
+        return dict(PROFILES)
+    import json  # as rare as profiles of one's own
+
     try:
-        given = json.loads(text or "{}", object_pairs_hook=_without_repeats)
+        given = json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError:
         raise InvalidProviders("Providers is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -172,7 +174,7 @@ def read_profiles(text: str) -> dict[str, ProviderProfile]:
 def _changed[Profile: (ProviderProfile, DataProfile)](
     profile: Profile, changes: Mapping[str, Any], path: str, but: tuple[str, ...] = ()
 ) -> Profile:
-    kinds = {known.name: str(known.type) for known in fields(profile) if known.name not in but}
+    kinds = {name: kind for name, kind in type(profile).__annotations__.items() if name not in but}
     for key in changes:
         if key not in kinds:
             raise InvalidProviders(f"Providers: {path}.{key} is no such key; there are {', '.join(kinds)}")
@@ -223,6 +225,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _is_address(text: str) -> bool:
+    from urllib.parse import urlsplit  # as rare as profiles of one's own
+
     try:
         parts = urlsplit(text)
         _ = parts.port

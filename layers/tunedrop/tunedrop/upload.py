@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
+
+from msgspec.structs import replace
 
 from tunedrop.bucket import Bucket, StoredObject
 from tunedrop.clock import now
@@ -146,8 +147,7 @@ def _refuse_too_large(stored: StoredObject, provider: Provider) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Found(Preflight):
+class _Found(Preflight, frozen=True):
     """What the check found out, and which validation set it read."""
 
     validation_etag: str | None
