@@ -135,7 +135,7 @@ class Stack:
             gateway.url,
             {
                 **({} if options.provider_url or manners == "openai" else {"DefaultModel": _model_of(manners)}),
-                "AllowPlainHttp": "true",
+                "AllowLoopback": "true",
                 "CallbackHeartbeatMinutes": "0" if options.provider_url else str(HEARTBEAT_MINUTES),
                 "ProviderBaseUrl": provider_url,
                 "StorageEndpoint": s3.url,

@@ -121,7 +121,7 @@ class Recorder(dict[str, str]):
 def test_environment_is_what_the_settings_read(folder: str, template: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable is missing, and none is there that nobody reads: the handler is imported as at init."""
     given = own_variables(of_type(template, "AWS::Serverless::Function")[f"{stem(folder)}Function"])
-    values = {"PROVIDER": "openai", "MAX_COST_USD": "0", "RUN_DEADLINE_HOURS": "168", "ALLOW_PLAIN_HTTP": "true"}
+    values = {"PROVIDER": "openai", "MAX_COST_USD": "0", "RUN_DEADLINE_HOURS": "168", "ALLOW_LOOPBACK": "true"}
     values |= {"CALLBACK_HEARTBEAT_MINUTES": "0", "PROVIDERS": "{}"}
     environment = Recorder(
         {name: values.get(name, "https://example.com/of-a-test") for name in SETTINGS}
