@@ -104,7 +104,7 @@ class Stack:
         self.close()
 
     def _start(self, options: Options, parts: ExitStack) -> Address:
-        deploy.check(options.parameters)
+        deploy.check({"ProviderBaseUrl": options.provider_url or "", **options.parameters})
         started = time.time()
         port = iter(range(options.port, options.port + 5)) if options.port else iter([0] * 5)
         gateway = parts.enter_context(Gateway(next(port)))

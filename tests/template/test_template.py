@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 from samtranslator.yaml_helper import yaml_parse
-from tunedrop import notify, secret_store, settings
+from tunedrop import notify, posting, secret_store, settings
 
 from local import deploy
 from tests.template.reading import (
@@ -303,7 +303,7 @@ def test_notifications_wait_longer_than_they_are_retried(template: Any) -> None:
 
 
 def test_notify_has_time_for_its_attempts(template: Any) -> None:
-    assert of_type(template, "AWS::Serverless::Function")["NotifyFunction"]["Timeout"] > 2 * notify.TIMEOUT_SECONDS
+    assert of_type(template, "AWS::Serverless::Function")["NotifyFunction"]["Timeout"] > 2 * posting.TIMEOUT_SECONDS
 
 
 def test_final_states_reach_the_queue_or_the_dead_letters(template: Any) -> None:

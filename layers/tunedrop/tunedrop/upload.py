@@ -13,6 +13,7 @@ from typing import Any
 from tunedrop.bucket import Bucket, StoredObject
 from tunedrop.clock import now
 from tunedrop.dataset import Finding, Report
+from tunedrop.dataset.values import is_of_the_formats, is_plain
 from tunedrop.errors import Duplicate, Missing, OverBudget, Rejected, Superseded, Transient
 from tunedrop.events import DATASET, SPECIFICATION, VALIDATION
 from tunedrop.job_request import parameters as job_parameters
@@ -265,8 +266,8 @@ def _summary(run: Run, report: Report) -> str:
     if first.file == "validation":
         place = f"{place} of the validation set"
     # A key that no format knows is somebody's own word, and may be a line's whole content: the report alone has it.
-    private = first.code.endswith("unrecognized_key") and first.file != "job"
-    path = f", {first.path}" if first.path and not private else ""
+    told = first.path and (is_plain(first.path) if first.file == "job" else is_of_the_formats(first.path))
+    path = f", {first.path}" if told else ""
     others = report.error_count - 1
     more = "" if not others else " There is 1 more error." if others == 1 else f" There are {others:,} more errors."
     return f"{place}{path}: {first.message}.{more} All of it is in {results_key(run.run_id, 'report.json')}."
