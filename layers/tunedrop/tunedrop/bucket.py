@@ -195,11 +195,11 @@ class S3Bucket:
         return self._ask(lambda s3: s3.get_object(**asked), key)
 
     def _ask[Answer](self, call: Callable[[S3Client], Answer], key: str) -> Answer:
+        used = self._credentials.value()
         try:
             return self._translating(call, key)
         except Unauthorised:
-            stale = self._credentials.value()
-            if self._credentials.value(fresh=True) == stale:
+            if self._credentials.value(fresh=True) == used:
                 raise
         return self._translating(call, key)  # they were rotated
 
@@ -313,7 +313,9 @@ def _translated(error: ClientError | BotoCoreError | ResponseParserError, key: s
         return _superseded(key)
     if code in _NO_SUCH_RANGE:
         return _NoSuchRange()
-    if code in _REFUSED:
+    # R2's words for a key of the wrong length, such as one of another store:
+    malformed_key = code == "InvalidArgument" and "access key" in str(error.response["Error"].get("Message")).lower()
+    if code in _REFUSED or malformed_key:
         return Unauthorised(f"the bucket refused our credentials ({code}): put valid ones into the storage secret")
     if status == 403:
         return Denied(

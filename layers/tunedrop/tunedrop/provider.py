@@ -40,6 +40,13 @@ UPLOAD_SECONDS = 300.0  # for one read or write, not for the whole transfer
 PART_SECONDS = 60.0  # likewise, of a part
 DEFAULT_PAUSE_SECONDS = 30.0
 MAX_PAUSE_SECONDS = 3600.0
+# In whose place some services (Bedrock, gateways) answer 403.
+_KEY_REFUSED = re.compile(
+    r"(invalid|expired)_?api_?key|Expired_?Token|UnrecognizedClient"
+    r"|\b(invalid|expired|revoked) (api[- ]key|(bearer )?token|credentials?)\b"
+    r"|\b(api[- ]key|(bearer )?token|credentials?)\b.{0,40}\b(invalid|not valid|is valid|expired|revoked)\b",
+    re.IGNORECASE,
+)
 _CODE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -569,10 +576,10 @@ def _translated[Answer](call: Callable[[], Answer], key: str, *, creating: bool,
 
 def _status_error(error: openai.APIStatusError, said: str, *, creating: bool) -> TunedropError:
     status, code = error.status_code, _code(error)
-    if status == 401:
+    if status == 401 or (status == 403 and _KEY_REFUSED.search(f"{code} {_message(error)}")):
         # The service's own sentence quotes part of the key.
         return Unauthorised(
-            "the fine-tuning service refused our API key (401): put a valid one into the provider secret"
+            f"the fine-tuning service refused our API key ({status}): put a valid one into the provider secret"
         )
     if status < 500 and (refusal := recognise((error.code, error.type), _message(error), status)):
         return refusal.error(said)
