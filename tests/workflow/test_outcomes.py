@@ -436,7 +436,10 @@ def test_force_trains_again_and_once(stack, key, dataset):
 
     assert (first.state, second.state) == ("succeeded", "succeeded")
     assert first.run["fine_tuned_model"] != second.run["fine_tuned_model"]
-    assert stack.ended(run_id) == second, "the same notification pays for nothing more"
+    again = stack.ended(run_id)
+    assert (again.run, again.jobs, again.files) == (second.run, second.jobs, second.files), (
+        "the same notification pays for nothing more"
+    )
 
 
 def test_shuffled_and_repeated_notifications_with_deletions_between_end_as_the_bucket_is(stack, key, dataset):
