@@ -65,12 +65,16 @@ class JudgedJob(msgspec.Struct, frozen=True):
 
 
 class Preflight(msgspec.Struct, frozen=True):
-    """What was found out: what is to be trained, and the verdict. ``check`` is the training file's own."""
+    """What was found out: what is to be trained, and the verdict. ``check`` is the training file's own.
+
+    ``validation_sha256`` is the validation file's sum, where there is one and sums are wanted.
+    """
 
     specification: JobSpecification
     model: str | None
     report: Report
     check: DatasetCheck
+    validation_sha256: str | None
 
 
 def make_ready(model: str) -> None:
@@ -133,7 +137,8 @@ def preflight(
     limits = [limit for limit in (parsed.max_cost_usd, wanted.max_cost_usd) if limit is not None]
     if message := prices.over_budget(estimate, min(limits, default=None)):
         errors.append(Finding("job", None, OVER_BUDGET, "max_cost_usd", message))
-    return Preflight(parsed, model.name or None, combine(first, second, errors, judged.warnings), first)
+    report = combine(first, second, errors, judged.warnings)
+    return Preflight(parsed, model.name or None, report, first, second.finish().sha256 if second else None)
 
 
 def _specification(text: bytes | None, wanted: Wanted) -> tuple[JobSpecification, list[Finding]]:

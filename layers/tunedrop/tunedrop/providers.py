@@ -19,6 +19,7 @@ Method = Literal["supervised", "dpo", "reinforcement"]
 METHODS: Final[tuple[Method, ...]] = ("supervised", "dpo", "reinforcement")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MIB = 1 << 20
+_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
 class DataProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +121,7 @@ class ProviderProfile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnknownProvider(LookupError):
-    """No profile has that name, or the profile has no base URL and the stack gives none."""
+    """No profile has that name, or neither it nor the stack gives a base URL that can be used."""
 
 
 class InvalidProviders(ValueError):
@@ -138,6 +139,20 @@ def profile_of(name: str, profiles: Mapping[str, ProviderProfile] | None = None)
         return known[name]
     except KeyError:
         raise UnknownProvider(f"no provider is called {name}; there are {', '.join(sorted(known))}") from None
+
+
+def is_base_url(text: str) -> bool:
+    """Whether a service can be there: key and datasets go over https, or to this machine itself."""
+    from urllib.parse import urlsplit  # which the check of a dataset does without
+
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return False
+    plain = not (parts.query or parts.fragment or parts.username or parts.password)
+    safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _THIS_MACHINE)
+    return safe and bool(parts.hostname) and plain and text.isprintable()
 
 
 def read_profiles(text: str) -> dict[str, ProviderProfile]:
@@ -189,8 +204,8 @@ def _value(kind: str, value: Any, path: str, profile: ProviderProfile | DataProf
     wanted, fits = _KINDS[kind]
     if not fits(value):
         raise InvalidProviders(f"Providers: {path} must be {wanted}")
-    if name == "base_url" and not _is_address(value):
-        raise InvalidProviders(f"Providers: {path} must be an address such as https://llm.example.com/v1")
+    if name == "base_url" and not is_base_url(value):
+        raise InvalidProviders(f"Providers: {path} must be an https address such as https://llm.example.com/v1")
     if kind == "Mapping[str, int]":
         if unknown := value.keys() - set(METHODS):
             raise InvalidProviders(f"Providers: {path}.{min(unknown)} is no method of {', '.join(METHODS)}")
@@ -222,18 +237,6 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
     ),
 }
-
-
-def _is_address(text: str) -> bool:
-    from urllib.parse import urlsplit  # as rare as profiles of one's own
-
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError:
-        return False
-    plain = not (parts.query or parts.fragment or parts.username or parts.password)
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and text.isprintable()
 
 
 def _object(value: Any, path: str) -> Mapping[str, Any]:
