@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 from datetime import UTC, date, datetime
@@ -350,7 +351,7 @@ class InParts:
         self._bucket, self._number = bucket, itertools.count()
 
     def open(self, key, etag=None):
-        return replace(self._bucket.open(key), etag=f"{next(self._number)}-2")
+        return dataclasses.replace(self._bucket.open(key), etag=f"{next(self._number)}-2")
 
     def write(self, *arguments):
         self._bucket.write(*arguments)
