@@ -109,7 +109,8 @@ class MemoryLedger:
 
     def claim(self, content, run_id):
         holder = self._runs.get(self._claims.get(content, run_id))
-        if holder is None or (holder.is_final and holder.state != "succeeded"):
+        lost = holder and (holder.run_id, "create_job") in self._intents and not holder.job_id
+        if holder is None or (holder.is_final and holder.state != "succeeded" and not lost):
             self._claims[content] = run_id
         return self._claims.setdefault(content, run_id)
 
@@ -159,15 +160,15 @@ class MemoryLedger:
         self.tokens.pop(run_id, None)
 
     def hold(self, run_id, bucket, key):
-        self._objects[bucket, key] = run_id
+        self._objects.setdefault((bucket, key), set()).add(run_id)
 
     def withdraw(self, bucket, key, at):
-        run = self._runs.get(self._objects.get((bucket, key)))
-        if run is None or run.is_final or at <= clock.seconds(run.created_at):
-            return None
-        self._withdrawn.add(run.run_id)
-        self._called_back.add(run.run_id)
-        return run.run_id, self.tokens.get(run.run_id)
+        held = self._objects.get((bucket, key), set()) & self._runs.keys()
+        runs = sorted(map(self._runs.get, held), key=lambda run: run.created_at)
+        found = [r.run_id for r in runs if not r.is_final and clock.seconds(r.created_at) < at]
+        self._withdrawn.update(found)
+        self._called_back.update(found)
+        return [(run_id, self.tokens.get(run_id)) for run_id in found]
 
     def withdrawn(self, run_id):
         self.get(run_id)
@@ -225,7 +226,7 @@ class MemoryLedger:
             slot = self._slots.pop(key)
             book = self._books[slot.limit]
             self._books[slot.limit] = replace(book, returned=book.returned | {slot})
-        for holders in self._places.values():
+        for holders in (*self._places.values(), *self._objects.values()):
             holders.discard(run_id)
 
     def _book(self, limit, at):

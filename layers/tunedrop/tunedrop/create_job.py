@@ -7,13 +7,12 @@ import logging
 from tunedrop.clock import now, seconds
 from tunedrop.deletion import dataset_deleted
 from tunedrop.errors import Denied, NotYet, Rejected, Throttled, Transient, Unauthorised
-from tunedrop.ledger import Ledger
+from tunedrop.ledger import CREATE_JOB, Ledger
 from tunedrop.limits import JOBS, in_turn, limit_of
 from tunedrop.provider import Provider, ProviderFile, ProviderJob
 from tunedrop.runs import Run
 from tunedrop.steps import Done, Wait, next_look_seconds
 
-EFFECT = "create_job"
 PROCESSING_PAUSE_SECONDS = 5
 LONGEST_PROCESSING_SECONDS = 3600
 LAST_LOOK_SECONDS = 900
@@ -58,23 +57,23 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
             raise dataset_deleted()
         return Wait(_place_pause(now() - seconds(run.updated_at)), run.state)
 
-    since = ledger.intend(run.run_id, EFFECT)
+    since = ledger.intend(run.run_id, CREATE_JOB)
     if since is not None:
         pause = next_look_seconds(since, LAST_LOOK_SECONDS)
         if pause is not None:
             return Wait(pause, run.state)
-        ledger.abandon(run.run_id, EFFECT)
-        ledger.intend(run.run_id, EFFECT)
+        ledger.abandon(run.run_id, CREATE_JOB)
+        ledger.intend(run.run_id, CREATE_JOB)
     if ledger.withdrawn(run.run_id):
-        ledger.abandon(run.run_id, EFFECT)
+        ledger.abandon(run.run_id, CREATE_JOB)
         raise dataset_deleted()
     try:
         parameters = ledger.planned(run.run_id)
         limit = limit_of(provider.profile, JOBS, parameters["model"])
-        with in_turn(run.run_id, EFFECT, limit, LONGEST_CALL_SECONDS, ledger):
+        with in_turn(run.run_id, CREATE_JOB, limit, LONGEST_CALL_SECONDS, ledger):
             job = provider.create_job(**parameters)
     except (NotYet, Transient, Rejected, Denied, Throttled, Unauthorised):
-        ledger.abandon(run.run_id, EFFECT)  # refused for certain, or never asked for
+        ledger.abandon(run.run_id, CREATE_JOB)  # refused for certain, or never asked for
         raise
     return _record(run, job, provider, ledger)
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 KEPT_DAYS = 400
+CREATE_JOB = "create_job"
+"""The effect that costs money."""
 
 _SLOT = "slot_"
 _SHAPINGS = 5
@@ -52,8 +54,11 @@ class Ledger(Protocol):
         """Gives a run its final state, once: a later call changes nothing. Returns what the ledger holds then."""
 
     def claim(self, content: str, run_id: str) -> str:
-        """Makes ``run_id`` the run that trains on ``content``, unless a run that is under way or succeeded holds it
-        already; returns the id of the run that holds it then."""
+        """Makes ``run_id`` the run that trains on ``content``, unless one that is under way, has succeeded or may have
+        a job that nobody knows of holds it already; returns the id of the run that holds it then.
+
+        That is so after ``intend(run_id, CREATE_JOB)`` without a ``job_id``, until the intent is abandoned.
+        """
 
     def intend(self, run_id: str, effect: str) -> float | None:
         """Notes that ``effect`` is about to be brought about. None when it was not noted before; else the epoch second
@@ -97,7 +102,7 @@ class Ledger(Protocol):
         keeps it."""
 
     def release(self, run_id: str) -> None:
-        """Gives back the slots and the places that the run still has, for it has ended; may be repeated."""
+        """Gives back the slots, the place and the object that the run still has, for it has ended; may be repeated."""
 
     def join(self, job: str, run_id: str) -> None:
         """Notes whose job it is, so that a callback finds the run; one that came before is not lost."""
@@ -109,11 +114,12 @@ class Ledger(Protocol):
         """Forgets the callbacks so far: what they hint at is about to be looked at."""
 
     def hold(self, run_id: str, bucket: str, key: str) -> None:
-        """Notes that the run trains on an object, so that its deletion finds the run."""
+        """Notes that the run trains on an object, until it is released, so that the object's deletion finds the run."""
 
-    def withdraw(self, bucket: str, key: str, at: float) -> tuple[str, str | None] | None:
-        """Notes for the run that trains on an object that it was deleted at that epoch second; its id and the token of
-        its wait. None where no run that began before is under way."""
+    def withdraw(self, bucket: str, key: str, at: float) -> list[tuple[str, str | None]]:
+        """Notes for the runs that train on an object that it was deleted at that epoch second; their ids and the tokens
+        of their waits. Only runs that are under way and began before count, the oldest of them first.
+        """
 
     def withdrawn(self, run_id: str) -> bool:
         """Whether the object that the run trains on was deleted."""
@@ -127,7 +133,7 @@ class Ledger(Protocol):
 
 class DynamoLedger:
     """The ledger in a DynamoDB table whose only key is ``id``: ``run#ID`` for runs, ``content#HASH`` for claims,
-    ``job#PROVIDER/ID`` for whose a job is, ``object#BUCKET/KEY`` for the run that trains on an object, ``limit#NAME``
+    ``job#PROVIDER/ID`` for whose a job is, ``object#BUCKET/KEY`` for the runs that train on an object, ``limit#NAME``
     and ``places#GROUP`` for the limits of a service.
 
     Every write is one conditional write, so that of two attempts at the same time one sees what the other did.
@@ -173,10 +179,11 @@ class DynamoLedger:
             return run_id
         holder = str(self._get(f"content#{content}").get("run_id", run_id))
         try:
-            run = self.get(holder)
+            found = self._item(holder)
         except UnknownRun:
             return holder  # written a moment ago: its run is just beginning
-        if not run.is_final or run.state == "succeeded":
+        run = Run.from_document(found)
+        if not run.is_final or run.state == "succeeded" or (_intent(CREATE_JOB) in found and not run.job_id):
             return holder
         if self._put(item, "run_id = :run_id", {":run_id": holder}):
             return run_id
@@ -364,6 +371,9 @@ class DynamoLedger:
                 with suppress(_Unchanged):  # another attempt at this has given it back
                     self._update(run_id, "REMOVE #name", "#name = :slot", {"#name": name}, {":slot": item[name]})
                     self._return(_slot(item[name]))
+        with suppress(_Unchanged):
+            held = f"object#{item['bucket']}/{item['key']}"
+            self._write(held, "DELETE runs :runs", "attribute_exists(id)", {}, {":runs": {run_id}})
         if "place" in item:
             with suppress(_Unchanged):
                 self._vacate(item["place"], run_id)
@@ -409,23 +419,27 @@ class DynamoLedger:
 
     def hold(self, run_id: str, bucket: str, key: str) -> None:
         """See :meth:`Ledger.hold`."""
-        self._upsert(f"object#{bucket}/{key}", {"run_id": run_id})
+        values = {":runs": {run_id}, ":expires_at": int(now()) + KEPT_DAYS * 86_400}
+        change = "ADD runs :runs SET expires_at = :expires_at"
+        self._write(f"object#{bucket}/{key}", change, None, {}, values)
 
-    def withdraw(self, bucket: str, key: str, at: float) -> tuple[str, str | None] | None:
+    def withdraw(self, bucket: str, key: str, at: float) -> list[tuple[str, str | None]]:
         """See :meth:`Ledger.withdraw`.
 
         The mark of a callback goes with it: whether the run waits already or is about to, it looks again.
         """
-        run_id = self._get(f"object#{bucket}/{key}").get("run_id")
-        try:
-            if run_id is None or (run := self.get(run_id)).is_final or at <= seconds(run.created_at):
-                return None
-        except UnknownRun:
-            return None
+        found = []
+        for run_id in self._get(f"object#{bucket}/{key}").get("runs", ()):
+            with suppress(UnknownRun):
+                run = self.get(run_id)
+                if not run.is_final and seconds(run.created_at) < at:
+                    found.append(run)
+        return [(run.run_id, self._withdraw(run.run_id)) for run in sorted(found, key=lambda run: run.created_at)]
+
+    def _withdraw(self, run_id: str) -> str | None:
         names = {"#withdrawn": "withdrawn", "#mark": "called_back"}
         change = "SET #withdrawn = :mark, #mark = :mark"
-        item = self._update(run_id, change, "attribute_exists(id)", names, {":mark": True})
-        return run_id, item.get("wake_token")
+        return self._update(run_id, change, "attribute_exists(id)", names, {":mark": True}).get("wake_token")
 
     def withdrawn(self, run_id: str) -> bool:
         """See :meth:`Ledger.withdrawn`."""
@@ -500,16 +514,17 @@ class DynamoLedger:
             raise _Unchanged(item) from None
 
     def _write(
-        self, key: str, change: str, condition: str, names: Mapping[str, str], values: Mapping[str, Any]
+        self, key: str, change: str, condition: str | None, names: Mapping[str, str], values: Mapping[str, Any]
     ) -> dict[str, Any]:
         arguments: dict[str, Any] = {"ExpressionAttributeValues": _serialised(values)} if values else {}
+        if condition:
+            arguments["ConditionExpression"] = condition
         if names:
             arguments["ExpressionAttributeNames"] = dict(names)
         answer = self._call(
             "update_item",
             Key={"id": {"S": key}},
             UpdateExpression=change,
-            ConditionExpression=condition,
             ReturnValues="ALL_NEW",
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
             **arguments,
