@@ -511,7 +511,7 @@ def test_a_cell_opens_an_hour_after_its_call_was_over(ledger, clock):
     slot = ledger.reserve(second, "job", one)
     clock.at = slot.at / 1000
     again = ledger.admit(second, "job", slot, one, milliseconds(clock.at) + CALL)
-    assert again == over + one.period >= over + HOUR
+    assert again == over + one.period >= over + HOUR + 1000, "clocks differ"
     clock.at = again / 1000 - 0.001
     assert ledger.admit(second, "job", slot, one, milliseconds(clock.at) + CALL) == again
     clock.at = again / 1000
@@ -577,7 +577,7 @@ def test_what_is_not_limited_can_be_closed_too(ledger):
     assert ledger.closed_until(unlimited) == 5
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 5), (5, 2), (150, 2), (2, 150), (150, 250)])
+@pytest.mark.parametrize(("before", "after"), [(2, 5), (5, 2), (101, 2), (2, 101), (101, 201)])
 def test_a_limit_that_changes_counts_what_was_called_before(ledger, clock, before, after):
     began = milliseconds(clock.at)
     was, limit = Limit.hourly("p/m/jobs", before), Limit.hourly("p/m/jobs", after)
@@ -655,11 +655,11 @@ def test_of_many_ends_one_stands(atomic, crowd):
 
 
 def test_of_many_reservations_each_has_a_slot_of_its_own_and_none_is_lost(atomic, clock):
-    limit = Limit.hourly("p/m/jobs", 30)
-    ids = runs(atomic, 300)
+    limit = Limit.hourly("p/m/jobs", 6)
+    ids = runs(atomic, 180)
     slots = at_once(lambda run_id: atomic.reserve(run_id, "job", limit), ids)
     turns = {(slot.cell, (slot.at - milliseconds(clock.at)) / limit.spacing) for slot in slots}
-    assert turns == set(itertools.product(range(30), range(10)))
+    assert turns == set(itertools.product(range(6), range(30)))
 
 
 def test_of_many_attempts_at_one_step_all_have_the_same_slot_and_the_others_are_given_back(atomic, crowd, clock):
