@@ -22,7 +22,7 @@ from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
 from local.provider.manners import MANNERS
 from local.queues import Poller
-from local.r2 import Forwarder, Object, notifying, streaming
+from local.r2 import Forwarder, Object, keep_on_disk, notifying, streaming
 from local.receiver import Receiver
 
 WEBHOOK_PATH = "/events/r2"
@@ -254,6 +254,8 @@ def _webhook_secret() -> str:
 def _r2(forwarder: Forwarder, clock: Callable[[], float]) -> Any:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from moto.s3.models import s3_backends
+
+    keep_on_disk()
 
     def stored(bucket: str, key: str) -> tuple[str, int] | None:
         found = s3_backends[deploy.ACCOUNT]["aws"].get_object(bucket, key)
