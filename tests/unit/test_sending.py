@@ -5,13 +5,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from tunedrop.errors import Duplicate, OverBudget, Rejected, Superseded, Transient
+from tunedrop.errors import Denied, Duplicate, OverBudget, Rejected, Superseded, Transient
 from tunedrop.provider import OpenAIProvider
 from tunedrop.providers import PROFILES
 from tunedrop.runs import Run, RunRequest
 from tunedrop.settings import UploadSettings
 from tunedrop.steps import Done, Wait
-from tunedrop.transfer import BYTE_ORDER_MARK
+from tunedrop.transfer import ATTEMPTS_WITHOUT_TIME, BYTE_ORDER_MARK
 from tunedrop.upload import upload_dataset
 
 from tests.local.provider_support import KEY, Provider, chats
@@ -69,6 +69,10 @@ def files(service, run):
 
 def posts(service):
     return sum(request["method"] == "POST" for request in service.order("GET", "/ledger")["requests"])
+
+
+def parts(service):
+    return sum(request["path"].endswith("/parts") for request in service.order("GET", "/ledger")["requests"])
 
 
 def pending(service, run):
@@ -163,7 +167,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [Superseded("object_changed", "it is another"), Transient("it broke off")])
-@pytest.mark.parametrize("after", [0, 300])
+@pytest.mark.parametrize("after", [0, 1, 285, 286, 571, 572, 857, 858, 1143, 1144])  # about each part's boundary
 def test_a_dataset_that_cannot_be_read_to_its_end_becomes_no_file(service, bucket, drop, step, body, error, after):
     run = drop(body)
     with pytest.raises(type(error)):
@@ -193,9 +197,42 @@ def test_a_step_that_is_short_of_time_asks_to_be_taken_again(service, drop, step
     assert not pending(service, run)
 
 
-def test_a_step_that_gets_nowhere_for_want_of_time_does_not_ask_for_ever(drop, step, body):
-    with pytest.raises(Transient, match="time was over"):
-        step(drop(body), seconds_left=lambda: 59)
+@pytest.mark.parametrize("beside", [{}, {"job": b'{"refuse_sensitive": true}'}], ids=["at once", "checked first"])
+def test_a_step_that_is_always_short_of_time_comes_to_a_clear_end(service, drop, step, body, beside):
+    run = drop(body, **beside)
+
+    def slow():
+        left = itertools.count(60 + len(body) // 14, -1)  # enough for half of it, by seven bytes a second
+        return step(run, seconds_left=lambda: next(left))
+
+    for _ in range(ATTEMPTS_WITHOUT_TIME - 1):
+        assert slow() == Wait(1, "uploading")
+    with pytest.raises(Denied, match="give UploadFunction more memory"):
+        slow()
+    assert files(service, run) == []
+    assert not pending(service, run)
+
+
+def test_a_validation_set_that_takes_too_long_asks_to_be_taken_again(service, drop, step, body):
+    run = drop(body, validation=chats(1000))
+    left = itertools.count(60 + len(body) // 7 + 1000, -1)
+    assert step(run, seconds_left=lambda: next(left)) == Wait(1, "uploading")
+    assert step(run) == Done("waiting")
+    assert len(files(service, run)) == 2
+
+
+@pytest.mark.parametrize("broken", [1, 20, 80, 200])
+def test_after_the_first_error_nothing_more_is_sent_and_all_errors_are_listed(service, bucket, drop, step, broken):
+    lines = chats(200).splitlines(keepends=True)
+    lines.insert(broken - 1, b"{not JSON\n")
+    run = drop(b"".join([*lines, b"[]\n"]))
+    before = parts(service)
+    with pytest.raises(Rejected):
+        step(run)
+    assert parts(service) - before <= sum(map(len, lines[:broken])) // PROFILE.part_bytes
+    assert not pending(service, run)
+    report = json.loads(bucket.objects[f"results/{run.run_id}/report.json"])
+    assert [error["line"] for error in report["errors"]] == [broken, 202]
 
 
 def test_the_report_is_there_whatever_becomes_of_it(bucket, drop, step, body):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import import_module
@@ -104,15 +104,20 @@ def judge_job(specification: bytes | None, wanted: Wanted) -> JudgedJob:
 
 
 def preflight(
-    training: Iterable[bytes], validation: Iterable[bytes] | None, specification: bytes | None, wanted: Wanted
+    training: Iterable[bytes],
+    validation: Iterable[bytes] | None,
+    specification: bytes | None,
+    wanted: Wanted,
+    on_error: Callable[[], None] = lambda: None,
 ) -> Preflight:
     """Checks a training file, with its validation file and job specification where there are such.
 
-    Each file is read once, in chunks of any size; memory does not grow with it.
+    Each file is read once, in chunks of any size; memory does not grow with it. ``on_error`` is called as soon as a
+    line of the training file is known to be invalid; the check goes on, to list the others.
     """
     judged = judge_job(specification, wanted)
     parsed, model, errors = judged.specification, judged.model, judged.errors
-    first = DatasetCheck(
+    first = _WatchedCheck(
         method=parsed.method_name,
         profile=judged.profile.data,
         tokens=Tokenizer(model.encoding, wanted.threads) if wanted.count_tokens else None,
@@ -123,8 +128,12 @@ def preflight(
         sha256=wanted.sha256,
         max_findings=wanted.max_findings,
     )
+    told = False
     for chunk in training:
         first.feed(chunk)
+        if first.is_broken and not told:
+            told = True
+            on_error()
     estimate = first.finish().estimate
     second = None
     if validation is not None:
@@ -135,6 +144,15 @@ def preflight(
     if message := prices.over_budget(estimate, min(limits, default=None)):
         errors.append(Finding("job", None, OVER_BUDGET, "max_cost_usd", message))
     return Preflight(parsed, model.name or None, combine(first, second, errors, judged.warnings), first)
+
+
+class _WatchedCheck(DatasetCheck):
+    """A check of which it is known, while it goes on, how it will end."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether an error has been found."""
+        return self._findings.error_count > 0
 
 
 def _specification(text: bytes | None, wanted: Wanted) -> tuple[JobSpecification, list[Finding]]:
