@@ -11,7 +11,7 @@ from tunedrop.providers import PROFILES
 from tunedrop.runs import Run, RunRequest
 from tunedrop.settings import UploadSettings
 from tunedrop.steps import Done, Wait
-from tunedrop.transfer import ATTEMPTS_WITHOUT_TIME, BYTE_ORDER_MARK
+from tunedrop.transfer import ATTEMPTS_WITHOUT_TIME, BYTE_ORDER_MARK, RESERVE_SECONDS
 from tunedrop.upload import upload_dataset
 
 from tests.local.provider_support import KEY, Provider, chats
@@ -197,26 +197,53 @@ def test_a_step_that_is_short_of_time_asks_to_be_taken_again(service, drop, step
     assert not pending(service, run)
 
 
+class Slow:
+    """A bucket that takes a second for each chunk, read by a function that has so many seconds."""
+
+    def __init__(self, bucket, seconds):
+        self._bucket, self.seconds = bucket, seconds
+
+    def open(self, key, etag=None):
+        stored = self._bucket.open(key, etag)
+        return replace(stored, chunks=self._chunks(stored))
+
+    def write(self, *arguments):
+        self._bucket.write(*arguments)
+
+    def seconds_left(self):
+        return self.seconds
+
+    def _chunks(self, stored):
+        for chunk in stored.chunks:
+            self.seconds -= 1
+            yield chunk
+
+
 @pytest.mark.parametrize("beside", [{}, {"job": b'{"refuse_sensitive": true}'}], ids=["at once", "checked first"])
-def test_a_step_that_is_always_short_of_time_comes_to_a_clear_end(service, drop, step, body, beside):
+def test_a_step_that_is_always_short_of_time_comes_to_a_clear_end(service, bucket, drop, step, body, beside):
     run = drop(body, **beside)
 
-    def slow():
-        left = itertools.count(60 + len(body) // 14, -1)  # enough for half of it, by seven bytes a second
-        return step(run, seconds_left=lambda: next(left))
+    def attempt():
+        slow = Slow(bucket, RESERVE_SECONDS + len(body) // 14)  # enough for half of it
+        try:
+            return step(run, bucket=slow, seconds_left=slow.seconds_left)
+        finally:
+            assert slow.seconds >= RESERVE_SECONDS - 1, "it goes on when the time is over"
 
     for _ in range(ATTEMPTS_WITHOUT_TIME - 1):
-        assert slow() == Wait(1, "uploading")
+        assert attempt() == Wait(1, "uploading")
     with pytest.raises(Denied, match="give UploadFunction more memory"):
-        slow()
+        attempt()
     assert files(service, run) == []
     assert not pending(service, run)
 
 
-def test_a_validation_set_that_takes_too_long_asks_to_be_taken_again(service, drop, step, body):
+def test_a_validation_set_that_takes_too_long_asks_to_be_taken_again(service, bucket, drop, step, body):
     run = drop(body, validation=chats(1000))
-    left = itertools.count(60 + len(body) // 7 + 1000, -1)
-    assert step(run, seconds_left=lambda: next(left)) == Wait(1, "uploading")
+    slow = Slow(bucket, RESERVE_SECONDS + len(body) // 7 + 1000)
+    assert step(run, bucket=slow, seconds_left=slow.seconds_left) == Wait(1, "uploading")
+    assert slow.seconds >= RESERVE_SECONDS - 1
+    assert files(service, run) == []
     assert step(run) == Done("waiting")
     assert len(files(service, run)) == 2
 
