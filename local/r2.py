@@ -1,6 +1,7 @@
 """The emulated R2: an S3 endpoint whose bucket tells of what happens in it, as R2 does through its queue.
 
-Objects are kept by moto, large ones on disk, so that gigabytes can be dropped. Each put, copy, completed multipart upload and deletion becomes a message in R2's own form
+Objects are kept by moto, large ones on disk, so that gigabytes can be dropped. Each put, copy, completed multipart
+upload and deletion becomes a message in R2's own form
 (https://developers.cloudflare.com/r2/buckets/event-notifications/), delivered at least once by a signed POST to the
 webhook, as the forwarder between R2's queue and the webhook does it.
 """
