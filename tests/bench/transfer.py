@@ -7,7 +7,8 @@ uploaded. At last the upload function itself, with everything that it does. Ever
 same stack, and what arrives is compared by its sha256. With `--line` all of them reach bucket and service over a line
 of that speed, such as the 75 MB/s of a function; without, over a loopback that is faster than the check can be.
 
-It takes four times the dataset on the disk, and nothing of its size in memory, except for what is downloaded whole.
+It takes four times the dataset on the disk. The emulated bucket takes up to 2 GB of memory while it is given 8 GB; what
+is downloaded whole takes as much as it has.
 """
 
 import argparse
