@@ -271,14 +271,13 @@ def of_the_function(address: Address, file: Path, sha256: str) -> dict[str, floa
     log = Path(address.logs) / "UploadFunction.log"
     end = time.monotonic() + 3600
     while time.monotonic() < end:
-        if files := arrived(address):
-            time.sleep(1)  # until it has been reported, too
+        text = log.read_text() if log.exists() else ""
+        calls = re.findall(r"\tDuration: ([\d.]+) ms.*Max Memory Used: (\d+) MB", text)
+        files = arrived(address)
+        if files and calls and len(calls) == text.count("START RequestId"):
             assert files == [sha256], "other bytes have arrived"
-            calls = re.findall(r"\tDuration: ([\d.]+) ms.*Max Memory Used: (\d+) MB", log.read_text())
-            return {
-                "seconds": sum(float(took) for took, _ in calls) / 1000,
-                "peak": max(int(peak) for _, peak in calls),
-            }
+            peak = max(int(peak) for _, peak in calls)
+            return {"seconds": sum(float(took) for took, _ in calls) / 1000, "peak": peak}
         time.sleep(1)
     raise TimeoutError
 
