@@ -12,8 +12,8 @@ help:  ## show this list
 demo: .venv  ## drop a dataset into the embedded stack and watch it become a model
 	$(BIN)/python -m local demo
 
-up: .venv  ## start the embedded stack and leave it running
-	$(BIN)/python -m local up
+up: .venv  ## start the embedded stack and leave it running; CLOUDFLARE=workerd for the real runtime of R2's side
+	$(BIN)/python -m local up $(addprefix --cloudflare ,$(CLOUDFLARE))
 
 test: .venv  ## every test that needs no account
 	$(BIN)/ruff check .

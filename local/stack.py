@@ -16,6 +16,7 @@ from tunedrop.providers import InvalidProviders, UnknownProvider, profile_of, re
 from werkzeug import Request, Response
 
 from local import deploy
+from local.cloudflare import S3_PATH, Cloudflare
 from local.functions import Lambda
 from local.gateway import Gateway, Server
 from local.http_api import HttpApi
@@ -37,7 +38,8 @@ class Options:
     """How a stack is to be: `port` is the first of its ports, 0 for any; `provider_url` another service to use.
 
     `parameters` are template.yaml's own. `time_scale` seconds pass for waits, deadlines and the emulated provider in
-    one real second; against another service than the emulated one time is real unless it is given.
+    one real second; against another service than the emulated one time is real unless it is given. `cloudflare` says
+    who plays R2, its queue and the forwarder: `python`, or `workerd`, where the forwarder is the real one.
     """
 
     port: int = 0
@@ -45,6 +47,7 @@ class Options:
     provider_key: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     time_scale: float | None = None
+    cloudflare: str = "python"
 
     @property
     def scale(self) -> float:
@@ -131,6 +134,7 @@ class Stack:
         self.receiver = parts.enter_context(Receiver(receiver_secret))
         storage = {"access_key_id": secrets.token_hex(16), "secret_access_key": secrets.token_hex(32)}
         provider_url = options.provider_url or (provider.url if provider else "")
+        s3_url = s3.url + (S3_PATH if options.cloudflare == "workerd" else "")
         deployment = deploy.deploy(
             gateway.url,
             {
@@ -138,7 +142,7 @@ class Stack:
                 "AllowPlainHttp": "true",
                 "CallbackHeartbeatMinutes": "0" if options.provider_url else str(HEARTBEAT_MINUTES),
                 "ProviderBaseUrl": provider_url,
-                "StorageEndpoint": s3.url,
+                "StorageEndpoint": s3_url,
                 **options.parameters,
             },
             {
@@ -156,18 +160,29 @@ class Stack:
         for mapping in deployment.queues:
             parts.enter_context(Poller(mapping, functions, gateway.url))
 
-        self.forwarder = Forwarder(api.url + WEBHOOK_PATH, webhook_secret)
-        parts.callback(self.forwarder.close)
-        # Runs are timed by the scaled clock: what happens to their datasets must be too.
-        s3.start(_r2(self.forwarder, lambda: started + (time.time() - started) * options.scale))
-        bucket = deployment.parameters["BucketName"]
-        deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
+        bucket, webhook = deployment.parameters["BucketName"], api.url + WEBHOOK_PATH
+
+        def clock() -> float:
+            # Runs are timed by the scaled clock: what happens to their datasets must be too.
+            return started + (time.time() - started) * options.scale
+
+        if options.cloudflare == "workerd":
+            log = folder / "logs" / "r2_forwarder.log"
+            cloudflare = parts.enter_context(Cloudflare(bucket, storage, webhook, webhook_secret, log))
+            self.deliveries = cloudflare.deliveries
+            s3.start(cloudflare.s3(R2_ACCOUNT, clock))
+        else:
+            forwarder = Forwarder(webhook, webhook_secret)
+            parts.callback(forwarder.close)
+            self.deliveries = forwarder.deliveries
+            s3.start(_r2(forwarder, clock))
+            deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
 
         address = Address(
-            s3=s3.url,
+            s3=s3_url,
             bucket=bucket,
             **storage,
-            webhook=api.url + WEBHOOK_PATH,
+            webhook=webhook,
             webhook_secret=webhook_secret,
             callbacks=callback_url,
             callback_secret=callback_secret,
@@ -206,7 +221,7 @@ class Stack:
             return Response(status=204)
         answers = {
             "": lambda: asdict(self.address),
-            "deliveries": lambda: [asdict(delivery) for delivery in self.forwarder.deliveries],
+            "deliveries": lambda: [asdict(delivery) for delivery in self.deliveries],
             "notifications": lambda: self.receiver.received,
         }
         if what not in answers:
