@@ -19,13 +19,13 @@ DATASET = ".jsonl"
 VALIDATION = ".validation.jsonl"
 SPECIFICATION = ".job.json"
 RESULTS = "results/"
+MAX_KEY_BYTES = 1024
 
 # https://developers.cloudflare.com/r2/buckets/event-notifications/
 _R2_CREATIONS = ("PutObject", "CopyObject", "CompleteMultipartUpload")
 _R2_DELETIONS = ("DeleteObject", "LifecycleDeletion")
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-how-to-event-types-and-destinations.html
 _S3_DELETIONS = ("ObjectRemoved:", "LifecycleExpiration:")
-_MAX_KEY_BYTES = 1024
 _MAX_ETAG = 128
 
 
@@ -218,8 +218,8 @@ def _decoded(key: str, path: str) -> str:
 
 
 def _key(key: str, path: str) -> str:
-    if not 0 < len(key.encode()) <= _MAX_KEY_BYTES:
-        raise MalformedEvent(f"{path}: a key has 1 to {_MAX_KEY_BYTES} bytes")
+    if not 0 < len(key.encode()) <= MAX_KEY_BYTES:
+        raise MalformedEvent(f"{path}: a key has 1 to {MAX_KEY_BYTES} bytes")
     return key
 
 
