@@ -28,6 +28,7 @@ lint: .venv  ## mend what the linters can mend, show the rest
 
 bench: .venv  ## measure the stack, then the dataset check against a bare parse, the tokenizer alone and its peers
 	$(BIN)/python -m tests.bench.stack
+	$(BIN)/python -m tests.bench.forwarder
 	$(BIN)/python tests/bench/check.py --memory
 
 fuzz: .venv  ## feed the dataset check damaged files for a minute

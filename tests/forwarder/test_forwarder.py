@@ -245,6 +245,15 @@ def test_what_is_refused_is_a_dead_letter_with_the_reason(world: World, webhook:
     assert letter["died"].startswith("20")
 
 
+def test_webhook_that_has_moved_is_not_followed(world: World, webhook: Webhook) -> None:
+    """Its new address is for the operator to say; a POST that is redirected becomes a GET."""
+    webhook.answer(302, headers={"location": "/elsewhere"})
+    world.deliver(message())
+    (letter,) = world.dead(1)
+    assert letter["reason"].startswith("the webhook answered 302: ")
+    assert len(webhook.posts) == 1
+
+
 def test_what_is_refused_for_anything_but_its_contents_dies_in_company_too(world: World, webhook: Webhook) -> None:
     webhook.answer(401)
     messages = [message(event(f"{number}.jsonl")) for number in range(100)]
@@ -309,7 +318,7 @@ def test_last_attempt_is_told_of(world: World, webhook: Webhook) -> None:
 def test_any_number_of_letters_of_any_size_arrives(world: World, webhook: Webhook) -> None:
     webhook.answer(401, body="日" * 10_000)
     keys = [f"{number:03}" + "ü" * 510 for number in range(100)]
-    world.deliver(*(message(event(key)) for key in keys))
+    world.deliver(*(message(event(key, "CopyObject") | {"copySource": {"bucket": "b", "object": key}}) for key in keys))
     letters = world.dead(100)
     assert [letter["event"]["object"]["key"] for letter in letters] == keys
     assert all(len(letter["reason"]) == 500 for letter in letters)
