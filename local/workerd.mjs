@@ -16,7 +16,4 @@ input.once("line", async (line) => {
   });
   console.log((await miniflare.ready).origin);
 });
-input.once("close", async () => {
-  await miniflare?.dispose();
-  process.exit();
-});
+input.once("close", () => miniflare?.dispose()); // and then the process ends by itself: files are still being removed
