@@ -23,7 +23,7 @@ from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
 from local.provider.manners import MANNERS
 from local.queues import Poller
-from local.r2 import Forwarder, Object, notifying, streaming
+from local.r2 import Forwarder, Object, guarded, notifying, streaming
 from local.receiver import Receiver
 
 WEBHOOK_PATH = "/events/r2"
@@ -107,7 +107,7 @@ class Stack:
         self.close()
 
     def _start(self, options: Options, parts: ExitStack) -> Address:
-        deploy.check(options.parameters)
+        deploy.check({"ProviderBaseUrl": options.provider_url or "", **options.parameters})
         started = time.time()
         port = iter(range(options.port, options.port + 5)) if options.port else iter([0] * 5)
         gateway = parts.enter_context(Gateway(next(port)))
@@ -139,7 +139,7 @@ class Stack:
             gateway.url,
             {
                 **({} if options.provider_url or manners == "openai" else {"DefaultModel": _model_of(manners)}),
-                "AllowPlainHttp": "true",
+                "AllowLoopback": "true",
                 "CallbackHeartbeatMinutes": "0" if options.provider_url else str(HEARTBEAT_MINUTES),
                 "ProviderBaseUrl": provider_url,
                 "StorageEndpoint": s3_url,
@@ -170,13 +170,15 @@ class Stack:
             log = folder / "logs" / "r2_forwarder.log"
             cloudflare = parts.enter_context(Cloudflare(bucket, storage, webhook, webhook_secret, log))
             self.deliveries = cloudflare.deliveries
-            s3.start(cloudflare.s3(R2_ACCOUNT, clock))
+            bucket_app = cloudflare.s3(R2_ACCOUNT, clock)
         else:
             forwarder = Forwarder(webhook, webhook_secret)
             parts.callback(forwarder.close)
             self.deliveries = forwarder.deliveries
-            s3.start(_r2(forwarder, clock))
+            bucket_app = _r2(forwarder, clock)
             deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
+        self.access_key_ids = {storage["access_key_id"]}
+        s3.start(guarded(bucket_app, self.access_key_ids))
 
         address = Address(
             s3=s3_url,
@@ -214,6 +216,9 @@ class Stack:
                 self.functions.inject(given.pop("function"), given)
             elif what == "restart":
                 self.functions.restart(given["function"])
+            elif what == "access_keys":
+                self.access_key_ids.clear()
+                self.access_key_ids.update(given["accepted"])
             elif what == "receiver":
                 self.receiver.refuse(**given)
             else:

@@ -21,8 +21,8 @@ Answer = tuple[HTTPStatus, dict[str, Any]]
 class Deletions(Protocol):
     """What becomes of the runs of deleted datasets."""
 
-    def take(self, event: events.ObjectEvent) -> str | None:
-        """Has the run that trains on the deleted object end; its id, None where no run does. Raises Transient."""
+    def take(self, event: events.ObjectEvent) -> list[str]:
+        """Has the runs that train on the deleted object end; their ids. Raises Transient."""
 
 
 class Executions(Protocol):
@@ -81,8 +81,8 @@ def take_notification(
         if isinstance(event, events.MalformedEvent):
             continue
         try:
-            if deletions and event.bucket == bucket and event.deletes_dataset and (run_id := deletions.take(event)):
-                cancelling.append({"key": event.key, "run_id": run_id})
+            if deletions and event.bucket == bucket and event.deletes_dataset and (ended := deletions.take(event)):
+                cancelling += [{"key": event.key, "run_id": run_id} for run_id in ended]
                 continue
             reason = event.why_ignored(bucket, prefix, suffix)
             if reason:
