@@ -12,8 +12,8 @@ help:  ## show this list
 demo: .venv  ## drop a dataset into the embedded stack and watch it become a model
 	$(BIN)/python -m local demo
 
-up: .venv  ## start the embedded stack and leave it running
-	$(BIN)/python -m local up
+up: .venv  ## start the embedded stack and leave it running; CLOUDFLARE=workerd for the real runtime of R2's side
+	$(BIN)/python -m local up $(addprefix --cloudflare ,$(CLOUDFLARE))
 
 test: .venv  ## every test that needs no account
 	$(BIN)/ruff check .
@@ -30,6 +30,7 @@ bench: .venv  ## measure the stack, the way of 200 MB and 2 GB, then the dataset
 	$(BIN)/python -m tests.bench.stack
 	$(BIN)/python -m tests.bench.transfer
 	$(BIN)/python -m tests.bench.transfer --line 75
+	$(BIN)/python -m tests.bench.forwarder
 	$(BIN)/python tests/bench/check.py --memory
 
 fuzz: .venv  ## feed the dataset check damaged files for a minute

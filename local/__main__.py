@@ -125,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     stack.add_argument(
         "--time-scale", type=_scale, metavar="X", help="seconds that pass in one; 60, or 1 with --provider-url"
     )
+    stack.add_argument(
+        "--cloudflare",
+        choices=("python", "workerd"),
+        default="python",
+        help="who plays R2, its queue and the forwarder; workerd, Cloudflare's own runtime, needs Node.js",
+    )
 
     dropping = argparse.ArgumentParser(add_help=False)
     dropping.add_argument("--key", metavar="K", help="key in the bucket; left out, the file's name")
@@ -155,6 +161,7 @@ def _stack_options(options: argparse.Namespace) -> Options:
         provider_key=options.provider_key,
         parameters=dict(options.set),
         time_scale=options.time_scale,
+        cloudflare=options.cloudflare,
     )
 
 

@@ -18,6 +18,7 @@ from tunedrop.secret_store import keys_of
 from werkzeug import Request, Response
 
 from local import deploy
+from local.cloudflare import S3_PATH, Cloudflare
 from local.functions import Lambda
 from local.gateway import Gateway, Server
 from local.http_api import HttpApi
@@ -40,7 +41,8 @@ class Options:
     `provider_key` is its key, or JSON with those of several services.
 
     `parameters` are template.yaml's own. `time_scale` seconds pass for waits, deadlines and the emulated provider in
-    one real second; against another service than the emulated one time is real unless it is given.
+    one real second; against another service than the emulated one time is real unless it is given. `cloudflare` says
+    who plays R2, its queue and the forwarder: `python`, or `workerd`, where the forwarder is the real one.
     """
 
     port: int = 0
@@ -48,6 +50,7 @@ class Options:
     provider_key: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
     time_scale: float | None = None
+    cloudflare: str = "python"
 
     @property
     def scale(self) -> float:
@@ -135,6 +138,7 @@ class Stack:
         self.receiver = parts.enter_context(Receiver(receiver_secret))
         storage = {"access_key_id": secrets.token_hex(16), "secret_access_key": secrets.token_hex(32)}
         provider_url = options.provider_url or (provider.url if provider else "")
+        s3_url = s3.url + (S3_PATH if options.cloudflare == "workerd" else "")
         deployment = deploy.deploy(
             gateway.url,
             {
@@ -142,7 +146,7 @@ class Stack:
                 "AllowLoopback": "true",
                 "CallbackHeartbeatMinutes": "0" if options.provider_url else str(HEARTBEAT_MINUTES),
                 "ProviderBaseUrl": provider_url,
-                "StorageEndpoint": s3.url,
+                "StorageEndpoint": s3_url,
                 **options.parameters,
             },
             {
@@ -160,20 +164,31 @@ class Stack:
         for mapping in deployment.queues:
             parts.enter_context(Poller(mapping, functions, gateway.url))
 
-        self.forwarder = Forwarder(api.url + WEBHOOK_PATH, webhook_secret)
-        parts.callback(self.forwarder.close)
-        # Runs are timed by the scaled clock: what happens to their datasets must be too.
-        bucket_clock = lambda: started + (time.time() - started) * options.scale  # noqa: E731
+        bucket, webhook = deployment.parameters["BucketName"], api.url + WEBHOOK_PATH
+
+        def clock() -> float:
+            # Runs are timed by the scaled clock: what happens to their datasets must be too.
+            return started + (time.time() - started) * options.scale
+
+        if options.cloudflare == "workerd":
+            log = folder / "logs" / "r2_forwarder.log"
+            cloudflare = parts.enter_context(Cloudflare(bucket, storage, webhook, webhook_secret, log))
+            self.deliveries = cloudflare.deliveries
+            bucket_app = cloudflare.s3(R2_ACCOUNT, clock)
+        else:
+            forwarder = Forwarder(webhook, webhook_secret)
+            parts.callback(forwarder.close)
+            self.deliveries = forwarder.deliveries
+            bucket_app = _r2(forwarder, clock)
+            deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
         self.access_key_ids = {storage["access_key_id"]}
-        s3.start(guarded(_r2(self.forwarder, bucket_clock), self.access_key_ids))
-        bucket = deployment.parameters["BucketName"]
-        deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
+        s3.start(guarded(bucket_app, self.access_key_ids))
 
         address = Address(
-            s3=s3.url,
+            s3=s3_url,
             bucket=bucket,
             **storage,
-            webhook=api.url + WEBHOOK_PATH,
+            webhook=webhook,
             webhook_secret=webhook_secret,
             callbacks=callback_url,
             callback_secret=callback_secret,
@@ -215,7 +230,7 @@ class Stack:
             return Response(status=204)
         answers = {
             "": lambda: asdict(self.address),
-            "deliveries": lambda: [asdict(delivery) for delivery in self.forwarder.deliveries],
+            "deliveries": lambda: [asdict(delivery) for delivery in self.deliveries],
             "notifications": lambda: self.receiver.received,
         }
         if what not in answers:

@@ -24,6 +24,8 @@ def parts() -> dict[str, Any]:
     stepfunctions = boto3.client("stepfunctions")
     found: dict[str, Any] = {
         "bucket": settings.bucket_name,
+        "prefix": settings.key_prefix,
+        "suffix": settings.key_suffix,
         "secret": StoredSecret(settings.webhook_secret_arn),
         "executions": StepFunctionsExecutions(stepfunctions, settings.state_machine_arn),
     }

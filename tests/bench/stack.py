@@ -119,10 +119,10 @@ def floors(address: Address) -> dict[str, float]:
 
 
 @contextmanager
-def stack(starts: list[float]) -> Iterator[Address]:
+def stack(starts: list[float], *options: str) -> Iterator[Address]:
     """A stack of its own; the seconds until it is up are added to `starts`."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "local", "up", "--json", "--time-scale", str(SCALE)]
+    command = [sys.executable, "-m", "local", "up", "--json", "--time-scale", str(SCALE), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     try:

@@ -249,6 +249,7 @@ def error(code: str, words: str) -> dict[str, Any]:
     return {"code": code, "message": Saying(words)}
 
 
+SPRING = "spring harvest/äpfel (neu).jsonl"
 DELIVERED: dict[str, Any] = {"batchItemFailures": []}
 ANY_MODEL = Saying("ft:gpt-4.1-mini-2025-04-14:emulation:orchard-desk:")
 
@@ -256,7 +257,13 @@ CASES = {
     "webhook.r2_put": Case(accepted("orchard.jsonl")),
     "webhook.r2_copy": Case(accepted("2026/spring/orchard.jsonl")),
     "webhook.r2_multipart": Case(accepted("big/desk + workshop.jsonl")),
-    "webhook.s3_put": Case(accepted("spring harvest/äpfel (neu).jsonl")),
+    "webhook.s3_put": Case(accepted(SPRING)),
+    "webhook.eventbridge_put": Case(accepted(SPRING)),
+    "webhook.sns_put": Case(accepted(SPRING)),
+    "webhook.sqs_puts": Case(
+        accepted("orders.jsonl", ignored=[(SPRING, "the key does not begin with orders")]),
+        environment={"KEY_PREFIX": "orders"},
+    ),
     "webhook.minio_put": Case(accepted("spring/orchard.jsonl")),
     "webhook.base64": Case(accepted("tiny/orchard.jsonl")),
     "webhook.batch": Case(
@@ -286,7 +293,14 @@ CASES = {
     "webhook.stale": Case(refused(401, "not_authentic")),
     "webhook.malformed": Case(refused(400, "malformed", "no JSON")),
     "webhook.unknown_event": Case(refused(400, "malformed", "neither an S3 envelope")),
-    "webhook.incomplete": Case(refused(400, "malformed", "$[1].object.eTag")),
+    "webhook.incomplete": Case(
+        http(
+            202,
+            accepted=[{"key": "orchard.jsonl", "run_id": Saying("")}],
+            ignored=[],
+            malformed=[{"event": 1, "reason": Saying("$[1].object.eTag")}],
+        )
+    ),
     "upload.first": Case(
         step("waiting"),
         given=dropped("orchard.jsonl"),

@@ -54,7 +54,7 @@ UNUSED = {
 NEVER = ("aws_xray_sdk", "mypy_boto3_s3", "requests", "tunedrop.cli")
 COSTLY = ("aws_lambda_powertools", "boto3", "botocore", *HEAVY, "standardwebhooks", "tunedrop", "urllib3")
 
-OPTIONAL = ("PROVIDER_BASE_URL", "PROVIDERS", "ALLOW_LOOPBACK")
+OPTIONAL = ("PROVIDER_BASE_URL", "PROVIDERS", "ALLOW_LOOPBACK", "KEY_PREFIX", "KEY_SUFFIX")
 REQUIRED = [
     (folder, variable)
     for folder in FUNCTIONS

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tunedrop import clock
 from tunedrop.bucket import StoredObject
-from tunedrop.errors import Missing, Superseded
+from tunedrop.errors import Missing, Superseded, Transient
 from tunedrop.ledger import UnknownRun
 from tunedrop.limits import Book, Slot, milliseconds
 from tunedrop.provider import ProviderFile, ProviderJob
@@ -274,6 +274,8 @@ class MemoryBucket:
         del self.objects[key]
 
     def open(self, key, etag=None):
+        if len(key.encode()) > 1024:
+            raise Transient("the bucket answered 500 InternalError")
         if key not in self.objects:
             raise Missing("object_missing", key)
         if etag and etag != self.etag(key):

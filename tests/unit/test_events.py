@@ -29,7 +29,30 @@ def r2_message(key="a.jsonl", action="PutObject", **stored):
 
 
 def parse(value):
-    return events.parse(json.dumps(value).encode())
+    """The events of a notification of which nothing is malformed; raises what is."""
+    found = events.parse(json.dumps(value).encode())
+    for malformed in found:
+        if isinstance(malformed, MalformedEvent):
+            raise malformed
+    return found
+
+
+def eventbridge_event(key="a.jsonl", kind="Object Created", **stored):
+    return {
+        "version": "0",
+        "detail-type": kind,
+        "source": "aws.s3",
+        "time": AT,
+        "detail": {"bucket": {"name": "datasets"}, "object": {"key": key, "size": 10, "etag": "e1"} | stored},
+    }
+
+
+def by_sns(notification):
+    return {"Type": "Notification", "TopicArn": "arn:aws:sns:eu-central-1:1:t", "Message": json.dumps(notification)}
+
+
+def by_sqs(*notifications):
+    return {"Records": [{"eventSource": "aws:sqs", "body": json.dumps(each)} for each in notifications]}
 
 
 def changed(value, path, new):
@@ -63,6 +86,12 @@ EVENT = ObjectEvent("datasets", "a.jsonl", "e1", 10, AT, created=True)
         pytest.param(r2_message(), [EVENT], id="R2"),
         pytest.param([r2_message(), {"Records": [s3_record(), s3_record()]}], [EVENT] * 3, id="list"),
         pytest.param({"Records": [s3_record()] * 2}, [EVENT] * 2, id="several records"),
+        pytest.param(eventbridge_event(), [EVENT], id="EventBridge"),
+        pytest.param(by_sns({"Records": [s3_record()] * 2}), [EVENT] * 2, id="SNS"),
+        pytest.param(by_sqs({"Records": [s3_record()] * 2}, {"Records": [s3_record()]}), [EVENT] * 3, id="SQS"),
+        pytest.param(by_sqs(by_sns({"Records": [s3_record()]})), [EVENT], id="SNS to SQS"),
+        pytest.param(by_sqs(eventbridge_event()), [EVENT], id="EventBridge to SQS"),
+        pytest.param(by_sqs({"Service": "Amazon S3", "Event": "s3:TestEvent"}), [], id="test event by SQS"),
         pytest.param({"Records": []}, [], id="no records"),
         pytest.param([], [], id="empty list"),
         pytest.param({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "datasets"}, [], id="test event"),
@@ -106,6 +135,16 @@ def test_an_s3_removal_is_no_creation_and_needs_no_etag():
 )
 def test_a_deletion_has_a_time_and_nothing_else_has(name, at):
     assert parse({"Records": [s3_record() | {"eventName": name}]})[0].deleted_at == at
+
+
+def test_a_deletion_on_eventbridge_needs_no_etag():
+    event = changed(eventbridge_event(kind="Object Deleted", sequencer="05"), ["detail", "object", "etag"], ...)
+    assert parse(event) == [ObjectEvent("datasets", "a.jsonl", "", 10, "05", created=False, deleted_at=AT)]
+
+
+def test_another_event_on_eventbridge_is_neither():
+    (event,) = parse(eventbridge_event(kind="Object Tags Added"))
+    assert (event.created, event.deleted_at) == (False, "")
 
 
 @pytest.mark.parametrize("time", [None, 7, ...])
@@ -164,8 +203,9 @@ def test_keys_of_minio_are_encoded_with_their_slashes(key):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_keys_of_r2_are_as_they_are(key):
+def test_keys_of_r2_and_eventbridge_are_as_they_are(key):
     assert parse(r2_message(key))[0].key == key
+    assert parse(eventbridge_event(key))[0].key == key
 
 
 @settings(deadline=None)
@@ -209,12 +249,30 @@ def test_what_is_no_json_is_malformed(body):
         ({"Records": [s3_record("%ff")]}, "$.Records[0].s3.object.key"),
         ({"Records": [s3_record("%ED%A0%80")]}, "$.Records[0].s3.object.key"),
         ({"Records": [s3_record("")]}, "$.Records[0].s3.object.key"),
+        (by_sqs(1), "$.Records[0].body"),
+        (by_sqs({"Records": [s3_record("")]}), "$.Records[0].body.Records[0].s3.object.key"),
+        ({"Records": [{"eventSource": "aws:sqs", "body": "{"}]}, "$.Records[0].body"),
+        ({"Records": [{"eventSource": "aws:sqs"}]}, "$.Records[0].body"),
+        ({"Type": "Notification", "Message": "["}, "$.Message"),
+        ({"Type": "Notification", "Message": {}}, "$.Message"),
+        ({"Type": "SubscriptionConfirmation", "Message": "You have chosen to subscribe"}, "$"),
+        ({"source": "aws.s3"}, "$.detail"),
+        (changed(eventbridge_event(), ["time"], ...), "$.time"),
+        (changed(eventbridge_event(), ["detail-type"], ...), "$.detail-type"),
+        (changed(eventbridge_event(), ["detail", "bucket"], ...), "$.detail.bucket"),
+        (changed(eventbridge_event(), ["detail", "object", "etag"], ...), "$.detail.object.etag"),
     ],
 )
 def test_a_malformed_notification_says_where(notification, path):
     with pytest.raises(MalformedEvent) as caught:
         parse(notification)
     assert str(caught.value).split(": ")[0] == path
+
+
+def test_a_malformed_event_takes_no_others_with_it():
+    first, malformed, last = events.parse(json.dumps([r2_message("a.jsonl"), {}, r2_message("b.jsonl")]).encode())
+    assert (first.key, last.key) == ("a.jsonl", "b.jsonl")
+    assert str(malformed).startswith("$[1]: ")
 
 
 @pytest.mark.parametrize("new", [..., None, 1, [], {}, "\ud800"], ids=repr)
@@ -277,6 +335,9 @@ def test_arbitrary_json_anywhere_makes_events_or_is_malformed_and_raises_nothing
         junk,
         changed(envelope, path, junk),
         {"action": junk, "object": junk},
+        by_sqs(junk),
+        {"source": "aws.s3", "detail": junk},
+        changed(eventbridge_event(), ["detail", "object"], junk),
         r2_message() | {"action": junk},
     ):
         try:
@@ -284,7 +345,7 @@ def test_arbitrary_json_anywhere_makes_events_or_is_malformed_and_raises_nothing
         except MalformedEvent:
             continue
         for event in found:
-            event.why_ignored("datasets")
+            event.why_ignored("datasets", "a", "b")
             event.run_request().to_input()
 
 
@@ -312,6 +373,21 @@ def test_only_datasets_start_a_run(key, reason):
     assert parse(r2_message(key))[0].why_ignored("datasets") == reason
 
 
+@pytest.mark.parametrize(
+    ("prefix", "suffix", "reason"),
+    [
+        ("", "", None),
+        ("train/", "", None),
+        ("", ".train.jsonl", None),
+        ("train/", ".train.jsonl", None),
+        ("other/", "", "the key does not begin with other/"),
+        ("", ".test.jsonl", "the key does not end in .test.jsonl"),
+    ],
+)
+def test_a_stack_may_have_rules_for_keys(prefix, suffix, reason):
+    assert parse(r2_message("train/a.train.jsonl"))[0].why_ignored("datasets", prefix, suffix) == reason
+
+
 def test_another_buckets_events_start_nothing():
     assert parse(r2_message())[0].why_ignored("other") == "another bucket"
 
@@ -329,7 +405,11 @@ def test_the_same_notification_twice_is_the_same_run():
 
 
 def test_the_same_event_is_the_same_run_in_every_form():
-    assert run_id(r2_message("a b.jsonl")) == run_id({"Records": [s3_record("a+b.jsonl")]})
+    envelope = {"Records": [s3_record("a+b.jsonl")]}
+    ids = {
+        run_id(form) for form in (r2_message("a b.jsonl"), envelope, by_sqs(envelope), eventbridge_event("a b.jsonl"))
+    }
+    assert len(ids) == 1
 
 
 @pytest.mark.parametrize(

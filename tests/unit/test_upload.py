@@ -179,6 +179,12 @@ def test_a_validation_set_is_uploaded_with_its_dataset(drop, upload, bucket, pro
     assert ledger.planned(run.run_id)["validation_file"] == file.id
 
 
+def test_a_key_that_leaves_no_room_for_another_beside_it_has_none(drop, upload, ledger):
+    run = drop(key="x" * 1018 + ".jsonl")
+    upload(run)
+    assert ledger.get(run.run_id).state == "waiting"
+
+
 def test_a_broken_validation_set_rejects_the_run(drop, upload, bucket, provider):
     bucket.put("shop/orders.validation.jsonl", chats(2) + b"{\n")
     run = drop()

@@ -66,11 +66,29 @@ def test_a_store_that_cannot_sign_may_send_the_secret(executions):
     assert status == 202
 
 
-def test_a_malformed_notification_is_answered_400_and_starts_nothing(executions):
-    status, answer = post([r2_message(), {}], executions)
+@pytest.mark.parametrize("notification", [{}, [{}, {"Records": [None]}], {"Records": [{}]}])
+def test_a_notification_of_which_nothing_is_understood_is_answered_400(executions, notification):
+    status, answer = post(notification, executions)
     assert (status, answer["error"]["code"]) == (400, "malformed")
-    assert answer["error"]["message"].startswith("$[1]: ")
+    assert answer["error"]["message"].startswith("$")
     assert executions.started == []
+
+
+def test_a_malformed_event_is_told_by_its_number_and_takes_no_others_with_it(executions):
+    status, answer = post([r2_message("a.jsonl"), {}, r2_message("b.jsonl"), r2_message("c.txt")], executions)
+    assert status == 202
+    assert [accepted["key"] for accepted in answer["accepted"]] == ["a.jsonl", "b.jsonl"]
+    assert [ignored["key"] for ignored in answer["ignored"]] == ["c.txt"]
+    [malformed] = answer["malformed"]
+    assert malformed["event"] == 1
+    assert malformed["reason"].startswith("$[1]: ")
+
+
+def test_what_a_stacks_own_rules_leave_out_is_answered_with_the_reason(executions):
+    rules = {"prefix": "train/", "suffix": ".train.jsonl"}
+    _, answer = post([r2_message(f"{folder}/a.train.jsonl") for folder in ("train", "test")], executions, **rules)
+    assert [accepted["key"] for accepted in answer["accepted"]] == ["train/a.train.jsonl"]
+    assert answer["ignored"] == [{"key": "test/a.train.jsonl", "reason": "the key does not begin with train/"}]
 
 
 @pytest.mark.parametrize("secret", [FakeSecret(OTHER), FakeSecret(f"{OTHER} {OTHER}")])
@@ -96,10 +114,24 @@ def test_a_larger_notification_is_answered_413_before_anything_else(executions):
     assert (status, answer["error"]["code"]) == (413, "too_large")
 
 
+def test_a_notification_has_at_most_500_events(executions):
+    assert post([r2_message("a.txt")] * webhook.MAX_EVENTS, executions)[0] == 202
+    status, answer = post([r2_message(f"{number}.jsonl") for number in range(webhook.MAX_EVENTS + 1)], executions)
+    assert (status, answer["error"]["code"]) == (413, "too_large")
+    assert executions.started == []
+
+
 def test_a_run_that_could_not_be_handed_over_is_answered_503(executions):
     broken = Broken(executions, "start", Transient("Step Functions answered 500"))
     status, answer = post(r2_message(), broken)
     assert (status, answer["error"]["code"]) == (503, "not_handed_over")
+
+
+def test_a_run_that_could_not_be_handed_over_takes_no_others_with_it(executions):
+    broken = Broken(executions, "start", Transient(""), times=1)
+    status, _ = post([r2_message("a.jsonl"), r2_message("b.jsonl")], broken)
+    assert status == 503
+    assert [request.key for request in executions.started] == ["b.jsonl"]
 
 
 def test_after_a_503_the_repeated_notification_starts_no_run_twice(executions):

@@ -16,13 +16,18 @@ class MissingSetting(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class WebhookSettings:
-    """Of ``functions/webhook``; ``on_deletion`` of a dataset it is to ``ignore`` that, or to ``cancel`` its run."""
+    """Of ``functions/webhook``; ``on_deletion`` of a dataset it is to ``ignore`` that, or to ``cancel`` its run.
+
+    A dataset's key begins with ``key_prefix`` and ends in ``key_suffix``.
+    """
 
     bucket_name: str
     webhook_secret_arn: str
     state_machine_arn: str
     ledger_table: str
     on_deletion: str
+    key_prefix: str = ""
+    key_suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)

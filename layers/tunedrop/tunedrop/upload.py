@@ -17,7 +17,7 @@ from tunedrop.clock import now, seconds
 from tunedrop.dataset import Finding, Report
 from tunedrop.dataset.values import is_of_the_formats, is_plain
 from tunedrop.errors import Duplicate, Missing, OverBudget, Rejected, Superseded, Transient
-from tunedrop.events import DATASET, SPECIFICATION, VALIDATION
+from tunedrop.events import DATASET, MAX_KEY_BYTES, SPECIFICATION, VALIDATION
 from tunedrop.job_request import parameters as job_parameters
 from tunedrop.job_specification import MAX_SIZE
 from tunedrop.ledger import Ledger, UnknownRun
@@ -219,6 +219,8 @@ def _preflight(
 
 
 def _open(bucket: Bucket, key: str) -> StoredObject | None:
+    if len(key.encode()) > MAX_KEY_BYTES:
+        return None  # no object has such a key, and to ask for it is an error, which would pass for one that passes
     try:
         return bucket.open(key)
     except Missing:

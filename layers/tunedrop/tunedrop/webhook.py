@@ -12,6 +12,8 @@ from tunedrop.runs import RunRequest
 from tunedrop.secret_store import Secret
 
 MAX_BODY_BYTES = 1 << 20
+MAX_EVENTS = 500
+"""Of one notification: so many runs are started within the function's time; R2's forwarder sends at most 100."""
 
 Answer = tuple[HTTPStatus, dict[str, Any]]
 
@@ -19,8 +21,8 @@ Answer = tuple[HTTPStatus, dict[str, Any]]
 class Deletions(Protocol):
     """What becomes of the runs of deleted datasets."""
 
-    def take(self, event: events.ObjectEvent) -> str | None:
-        """Has the run that trains on the deleted object end; its id, None where no run does. Raises Transient."""
+    def take(self, event: events.ObjectEvent) -> list[str]:
+        """Has the runs that train on the deleted object end; their ids. Raises Transient."""
 
 
 class Executions(Protocol):
@@ -42,42 +44,71 @@ def take_notification(
     secret: Secret,
     executions: Executions,
     deletions: Deletions | None = None,
+    prefix: str = "",
+    suffix: str = "",
 ) -> Answer:
     """Verifies a notification and starts its runs; answers as the page on webhooks says.
 
-    202 with what was accepted and what was ignored and why, 400 malformed, 401 not authentic, 413 over 1 MiB, 503 when
-    a run could not be handed over: the sender repeats the whole notification, which starts no run twice. With
-    ``deletions`` the runs of deleted datasets are cancelled; then those are answered too, as ``cancelling``.
+    202 with what was accepted and what was ignored and why, 400 malformed, 401 not authentic, 413 over 1 MiB or 500
+    events, 503 when a run could not be handed over: the sender repeats the whole notification, which starts no run
+    twice. No event takes others with it: those around one that is malformed, or not handed over, are taken all the
+    same, and what is malformed among them is answered too, as ``malformed``, by its number from 0. With ``deletions``
+    the runs of deleted datasets are cancelled; then those are answered, as ``cancelling``. Keys of datasets begin with
+    ``prefix`` and end in ``suffix``.
     """
     if len(body) > MAX_BODY_BYTES:
-        return refusal(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"a notification has at most {MAX_BODY_BYTES} bytes"
-        )
+        return _too_large(f"a notification has at most {MAX_BODY_BYTES} bytes")
     try:
         signatures.verify(_secrets(secret.value()), headers, body)
         found = events.parse(body)
-        accepted, ignored, cancelling = [], [], []
-        for event in found:
+    except signatures.NotAuthentic:
+        return refusal(HTTPStatus.UNAUTHORIZED, "not_authentic", "the signature or token is missing, wrong or too old")
+    except events.MalformedEvent as error:
+        return refusal(HTTPStatus.BAD_REQUEST, "malformed", str(error))
+    except TunedropError as error:
+        return _not_handed_over(error)
+    if not found:
+        return HTTPStatus.OK, {"accepted": [], "ignored": []}
+    if len(found) > MAX_EVENTS:
+        return _too_large(f"a notification has at most {MAX_EVENTS} events")
+    malformed = [(number, each) for number, each in enumerate(found) if isinstance(each, events.MalformedEvent)]
+    if len(malformed) == len(found):
+        return refusal(HTTPStatus.BAD_REQUEST, "malformed", str(malformed[0][1]))
+
+    accepted, ignored, cancelling = [], [], []
+    failure: TunedropError | None = None
+    for event in found:
+        if isinstance(event, events.MalformedEvent):
+            continue
+        try:
             if deletions and event.bucket == bucket and event.deletes_dataset and (ended := deletions.take(event)):
                 cancelling += [{"key": event.key, "run_id": run_id} for run_id in ended]
                 continue
-            reason = event.why_ignored(bucket)
+            reason = event.why_ignored(bucket, prefix, suffix)
             if reason:
                 ignored.append({"key": event.key, "reason": reason})
                 continue
             request = event.run_request()
             executions.start(request)
             accepted.append({"key": request.key, "run_id": request.run_id})
-    except signatures.NotAuthentic:
-        return refusal(HTTPStatus.UNAUTHORIZED, "not_authentic", "the signature or token is missing, wrong or too old")
-    except events.MalformedEvent as error:
-        return refusal(HTTPStatus.BAD_REQUEST, "malformed", str(error))
-    except TunedropError as error:
-        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not_handed_over", f"repeat it later: {error}")
-    if not found:
-        return HTTPStatus.OK, {"accepted": [], "ignored": []}
-    answer = {"accepted": accepted, "ignored": ignored}
-    return HTTPStatus.ACCEPTED, answer | ({"cancelling": cancelling} if cancelling else {})
+        except TunedropError as error:
+            failure = error
+    if failure:
+        return _not_handed_over(failure)
+    answer: dict[str, Any] = {"accepted": accepted, "ignored": ignored}
+    if cancelling:
+        answer["cancelling"] = cancelling
+    if malformed:
+        answer["malformed"] = [{"event": number, "reason": str(each)} for number, each in malformed]
+    return HTTPStatus.ACCEPTED, answer
+
+
+def _too_large(message: str) -> Answer:
+    return refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", message)
+
+
+def _not_handed_over(error: TunedropError) -> Answer:
+    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not_handed_over", f"repeat it later: {error}")
 
 
 def _secrets(text: str) -> tuple[str, ...]:
