@@ -24,6 +24,7 @@ from local.provider.manners import MANNERS
 from local.queues import Poller
 from local.r2 import Forwarder, Object, notifying, streaming
 from local.receiver import Receiver
+from local.schedules import Scheduler
 
 WEBHOOK_PATH = "/events/r2"
 R2_ACCOUNT = "0123456789abcdef0123456789abcdef"
@@ -155,6 +156,8 @@ class Stack:
         api.serve(functions, deployment.routes)
         for mapping in deployment.queues:
             parts.enter_context(Poller(mapping, functions, gateway.url))
+        for schedule in deployment.schedules:
+            parts.enter_context(Scheduler(schedule, functions, options.scale))
 
         self.forwarder = Forwarder(api.url + WEBHOOK_PATH, webhook_secret)
         parts.callback(self.forwarder.close)

@@ -93,6 +93,17 @@ class NotifySettings:
     allow_plain_http: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ReconcileSettings:
+    """Of ``functions/reconcile``; prefix and suffix are those of the bucket's notifications."""
+
+    bucket_name: str
+    state_machine_arn: str
+    final_states_topic_arn: str
+    notification_prefix: str = ""
+    notification_suffix: str = ""
+
+
 def load[Settings](kind: type[Settings], environment: Mapping[str, str]) -> Settings:
     """Reads the settings of ``kind`` from ``environment``.
 
