@@ -2,12 +2,15 @@
 
 import base64
 import json
+import math
 import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from datetime import UTC
+from email.utils import formatdate
 from typing import Any, Self
 
 import urllib3
@@ -22,7 +25,7 @@ from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
 from local.provider.manners import MANNERS
 from local.queues import Poller
-from local.r2 import Forwarder, Object, notifying, streaming
+from local.r2 import Forwarder, Object, dating, notifying, streaming
 from local.receiver import Receiver
 from local.schedules import Scheduler
 
@@ -162,7 +165,7 @@ class Stack:
         self.forwarder = Forwarder(api.url + WEBHOOK_PATH, webhook_secret)
         parts.callback(self.forwarder.close)
         # Runs are timed by the scaled clock: what happens to their datasets must be too.
-        s3.start(_r2(self.forwarder, lambda: started + (time.time() - started) * options.scale))
+        s3.start(_r2(self.forwarder, lambda at: started + (at - started) * options.scale))
         bucket = deployment.parameters["BucketName"]
         deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
 
@@ -254,7 +257,7 @@ def _webhook_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 
 
-def _r2(forwarder: Forwarder, clock: Callable[[], float]) -> Any:
+def _r2(forwarder: Forwarder, scaled: Callable[[float], float]) -> Any:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from moto.s3.models import s3_backends
 
@@ -275,7 +278,9 @@ def _r2(forwarder: Forwarder, clock: Callable[[], float]) -> Any:
 
         etag = found.etag.strip('"')
         content_type = found.metadata.get("Content-Type", "binary/octet-stream")
-        return Object(etag, found.size, content_type, found.last_modified_RFC1123, read)
+        modified = formatdate(scaled(math.floor(found.last_modified.replace(tzinfo=UTC).timestamp())), usegmt=True)
+        return Object(etag, found.size, content_type, modified, read)
 
     moto = streaming(DomainDispatcherApplication(create_backend_app), content)
-    return notifying(moto, R2_ACCOUNT, stored, forwarder.tell, clock)
+    dated = dating(moto, scaled)
+    return notifying(dated, R2_ACCOUNT, stored, forwarder.tell, lambda: scaled(time.time()))

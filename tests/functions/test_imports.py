@@ -28,6 +28,7 @@ FIRST_EVENTS = {
     "callback": "callback.succeeded",
     "collect": "collect.after_success",
     "notify": "notify.final_state",
+    "reconcile": "reconcile.first",
 }
 
 CLIENT = ("openai", "pydantic", "httpx")
@@ -48,12 +49,13 @@ UNUSED = {
     "poll_status": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
     "callback": (*CLIENT, *ENGINE, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
     "collect": (*ENGINE, "standardwebhooks", "tunedrop.notify", "tunedrop.upload"),
+    "reconcile": (*ENGINE, "standardwebhooks", "tunedrop.notify", "tunedrop.upload", "tunedrop.webhook"),
     "notify": (*CLIENT, *ENGINE, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
 }
 NEVER = ("aws_xray_sdk", "mypy_boto3_s3", "requests", "tunedrop.cli")
 COSTLY = ("aws_lambda_powertools", "boto3", "botocore", *CLIENT, *ENGINE, "standardwebhooks", "tunedrop", "urllib3")
 
-OPTIONAL = ("PROVIDER_BASE_URL", "PROVIDERS", "ALLOW_PLAIN_HTTP")
+OPTIONAL = ("PROVIDER_BASE_URL", "PROVIDERS", "ALLOW_PLAIN_HTTP", "NOTIFICATION_PREFIX", "NOTIFICATION_SUFFIX")
 REQUIRED = [
     (folder, variable)
     for folder in FUNCTIONS

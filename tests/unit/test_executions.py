@@ -126,12 +126,11 @@ def test_a_further_execution_of_a_run_has_a_name_of_its_own(executions):
         EndpointConnectionError(endpoint_url="https://x"),
     ],
 )
-def test_what_goes_wrong_in_looking_is_transient(client, machine, method, error):
-    class Failing:
-        def __getattr__(self, name):
-            raise_it = Broken(client, name, error)
-            return getattr(raise_it, name)
+def test_what_goes_wrong_in_looking_is_transient(client, machine, monkeypatch, method, error):
+    def fail(*_):
+        raise error
 
-    executions = StepFunctionsExecutions(Failing(), machine)
+    monkeypatch.setattr(client, "_make_api_call", fail)
+    executions = StepFunctionsExecutions(client, machine)
     with pytest.raises(Transient):
         executions.look(REQUEST.run_id) if method == "look" else executions.running()
