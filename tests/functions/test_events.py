@@ -110,7 +110,7 @@ def leave_token(world: World) -> None:
 
 
 def disagreeing(world: World, event: Any) -> None:
-    """A dataset without a run, a run whose execution somebody has ended, and one that failed though its job succeeded."""
+    """A dataset without a run, a run whose execution somebody ended, and one that failed though its job succeeded."""
     world.ahead = -10
     world.handle("reconcile.first")  # what is in the bucket by then is none of the sweeper's business
     world.ahead = 0

@@ -248,6 +248,20 @@ def test_a_run_that_was_never_started_is_started_under_its_own_name(world, clock
     assert world.executions.running() == {A}
 
 
+def test_a_run_that_is_just_beginning_is_left_to_whoever_begins_it(world, clock):
+    world.ledger.begin(Run.of(RunRequest(A, "datasets", KEY, "e1", 1)))
+    clock.advance(SAFETY_SECONDS - 1)
+    assert world.counts() == {}
+    assert world.executions.found == {}
+
+
+def test_executions_that_run_are_not_looked_at_one_by_one(world, clock):
+    """Step Functions answers a thousand of them in a list, and fifteen such looks in a second."""
+    world.run()
+    clock.advance(HOUR)
+    assert world.counts(executions=Broken(world.executions, "look", Transient("x"))) == {}
+
+
 def test_a_sweeper_that_died_before_it_started_what_it_had_counted_starts_that(world, clock):
     world.run()
     world.executions.end(A, "ABORTED")
@@ -617,6 +631,17 @@ def test_a_file_that_no_job_uses_is_deleted_a_day_after_its_runs_end(world, cloc
     assert world.counts() == {"orphaned_file": 1}
     assert world.provider.files_named(file.name) == []
     assert world.counts() == {}
+
+
+def test_a_file_that_landed_late_is_deleted_when_it_is_a_day_old(world, clock):
+    world.run()
+    world.end()
+    clock.advance(2 * DAY)
+    world.file()
+    clock.advance(DAY - HOUR)
+    assert world.counts() == {}
+    clock.advance(2 * HOUR)
+    assert world.counts() == {"orphaned_file": 1}
 
 
 def test_a_file_of_a_run_under_way_stays(world, clock):

@@ -167,10 +167,11 @@ def judge_job(run: Run, job: ProviderJob) -> str | None:
 
 def is_orphan(run: Run, file: ProviderFile) -> bool:
     """Whether a file that no job uses can be deleted: its run has ended, and both are older than a day."""
-    return run.is_final and _age(run.finished_at) > DAY and now() - file.created_at > DAY
+    return _age(run.finished_at) > DAY and now() - file.created_at > DAY
 
 
 def _age(at: str | None) -> float:
+    """Seconds since then; of what has not come about, such as the end of a run under way, none."""
     return now() - seconds(at) if at else 0.0
 
 
