@@ -685,6 +685,30 @@ def test_no_file_is_deleted_while_not_all_jobs_were_seen(world, clock):
     assert world.provider.files_named(f"{A}.jsonl")
 
 
+def test_no_file_is_deleted_where_jobs_were_listed_from_the_middle_on(world, clock):
+    world.run()
+    seen_before = world.job(status="failed")
+    world.end()
+    clock.advance(5 * DAY)
+    sweep = world.ledger.begin_sweep(60)
+    sweep.cursors["jobs of openai"] = seen_before.id
+    world.ledger.end_sweep(sweep)
+    assert world.counts() == {}
+    assert world.provider.files_named(f"{A}.jsonl")
+
+
+def test_the_file_that_the_listing_goes_on_from_is_kept_until_then(world, clock):
+    world.run()
+    for _ in range(5):
+        world.file()
+    world.end()
+    clock.advance(5 * DAY)
+    broken = Broken(world.provider, "files_listed", Transient("x"), skip=1)
+    assert world.counts(providers=MemoryRegistry(openai=broken)) == {"failed": 1, "orphaned_file": 1}
+    assert world.counts() == {"orphaned_file": 3}
+    assert world.counts() == {"orphaned_file": 1}
+
+
 def test_every_page_of_files_is_looked_at(world, clock):
     world.run()
     for _ in range(7):
@@ -741,6 +765,17 @@ def test_one_thing_that_fails_stops_no_other(world, clock):
     broken = Broken(world.provider, "cancel_job", Denied("c", "m"))
     assert world.counts(providers=MemoryRegistry(openai=broken)) == {"failed": 1, "unwanted_job": 2}
     assert sorted(world.status(job) for job in jobs) == ["cancelled", "cancelled", "validating_files"]
+
+
+@pytest.mark.parametrize("error", [Throttled("x", 1), Unauthorised("x")])
+def test_a_service_that_wants_to_be_left_alone_is(world, clock, error):
+    world.run()
+    world.end()
+    jobs = [world.job() for _ in range(3)]
+    clock.advance(HOUR)
+    broken = Broken(world.provider, "cancel_job", error, times=10)
+    assert world.counts(providers=MemoryRegistry(openai=broken)) == {"failed": 1}
+    assert world.counts() == {"unwanted_job": len(jobs)}
 
 
 def test_what_passes_needs_a_person_once_it_has_failed_twice(world):
