@@ -116,7 +116,7 @@ def disagreeing(world: World, event: Any) -> None:
     world.ahead = 0
     ended("succeeded")(world, event)
     world.ledger.finish(RUN, "failed", Failure("Lambda.Unknown", "A step of the run failed."))
-    world.ledger.settle(RUN)
+    world.ledger.close_run(RUN)
     world.begin({**sample("upload.first"), "run_id": ABORTED})
     world.abort(ABORTED)
     world.drop("orders.jsonl")

@@ -405,6 +405,22 @@ def test_a_job_that_was_never_recorded_is_found_and_cancelled(uploaded, provider
     assert [provider.job(job.id).status for job in jobs] == ["cancelled", "cancelled"]
 
 
+@pytest.mark.parametrize(("part", "method"), [("provider", "events"), ("bucket", "write")])
+def test_a_refused_key_is_waited_for_with_an_alarm_and_nothing_is_left_out(
+    succeeded, provider, bucket, ledger, caplog, part, method
+):
+    parts = {"provider": provider, "bucket": bucket}
+    parts[part] = Broken(parts[part], method, Unauthorised("the key was refused"))
+    with pytest.raises(Unauthorised):
+        collect(succeeded, SUCCESS, **parts, ledger=ledger)
+    assert [(record.alarm, record.run_id) for record in caplog.records] == [("unauthorised", succeeded.run_id)]
+    told = collect(succeeded, SUCCESS, **parts, ledger=ledger)["run"]
+    assert told["state"] == "succeeded"
+    assert {key.rsplit("/", 1)[1] for key in told["result_keys"]} == {
+        *("report.json", "job.json", "events.jsonl", "metrics.csv")
+    }
+
+
 @pytest.mark.parametrize("error", [Transient("500"), Throttled("429", 5), Unauthorised("401")], ids=repr)
 @pytest.mark.parametrize("method", ["job", "cancel_job"])
 def test_a_job_that_cannot_be_looked_at_or_cancelled_leaves_the_run_open(
@@ -443,9 +459,7 @@ def test_a_success_that_is_denied_us_now_stays_one(succeeded, provider, bucket, 
         ("bucket", "open", set()),
     ],
 )
-@pytest.mark.parametrize(
-    "error", [Transient("x"), Throttled("x", 9), Unauthorised("x"), Denied("c", "m"), Missing("c", "m")], ids=repr
-)
+@pytest.mark.parametrize("error", [Transient("x"), Throttled("x", 9), Denied("c", "m"), Missing("c", "m")], ids=repr)
 def test_what_cannot_be_had_is_left_out(succeeded, provider, bucket, ledger, what, method, lost, error):
     left(succeeded, provider, FILES)
     parts = {"provider": provider, "bucket": bucket, "ledger": ledger}
@@ -502,3 +516,14 @@ def test_the_cause_is_what_a_failed_execution_shows(run, provider, bucket, ledge
 
 def test_the_answer_is_json_and_fits_a_state_machine(succeeded, provider, bucket, ledger):
     assert len(json.dumps(collect(succeeded, SUCCESS, provider, bucket, ledger))) < 256 << 10
+
+
+def test_a_run_that_has_ended_gives_its_place_back_even_if_an_earlier_attempt_could_not(
+    training, provider, bucket, ledger
+):
+    ledger.occupy(training.run_id, "azure", 1)
+    with pytest.raises(Transient):
+        collect(training, TIMED_OUT, provider, bucket, Broken(ledger, "release", Transient("500")))
+    assert ledger.get(training.run_id).is_final
+    collect(training, TIMED_OUT, provider, bucket, ledger)
+    assert training.run_id not in ledger._places["azure"]

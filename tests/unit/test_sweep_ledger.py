@@ -108,7 +108,7 @@ def test_runs_are_unsettled_until_they_are_settled(ledger, clock):
     assert unsettled(ledger) == {A: Unsettled(run), B: Unsettled(ledger.get(B))}
     ledger.finish(A, "failed", None)
     assert unsettled(ledger).keys() == {A, B}
-    ledger.settle(A)
+    ledger.close_run(A)
     assert unsettled(ledger).keys() == {B}
 
 
@@ -136,7 +136,7 @@ def test_of_two_that_count_executions_one_counts(ledger):
     assert [ledger.next_execution(A, 2), ledger.next_execution(A, 1)] == [3, 3]
 
 
-@pytest.mark.parametrize("ask", [lambda ledger: ledger.settle(A), lambda ledger: ledger.next_execution(A, 1)])
+@pytest.mark.parametrize("ask", [lambda ledger: ledger.close_run(A), lambda ledger: ledger.next_execution(A, 1)])
 def test_a_run_that_never_began_is_unknown(ledger, ask):
     with pytest.raises(UnknownRun):
         ask(ledger)

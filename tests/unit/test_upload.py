@@ -1,11 +1,15 @@
+import dataclasses
+import itertools
 import json
-from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
+from msgspec.structs import replace
+from tunedrop import transfer
 from tunedrop.errors import (
     Duplicate,
     Missing,
+    NotYet,
     OverBudget,
     Rejected,
     Superseded,
@@ -14,12 +18,13 @@ from tunedrop.errors import (
     Unauthorised,
     UnknownOutcome,
 )
+from tunedrop.ledger import CREATE_JOB
 from tunedrop.provider import ProviderModel
 from tunedrop.providers import PROFILES
 from tunedrop.runs import FINAL, Run, RunRequest, swept_run_id
 from tunedrop.settings import UploadSettings
 from tunedrop.smoke_test import DEFAULT_PROMPT
-from tunedrop.steps import Done
+from tunedrop.steps import Done, Wait
 from tunedrop.upload import upload_dataset
 
 from tests.local.provider_support import chats
@@ -91,7 +96,7 @@ def test_the_report_is_left_in_the_bucket(drop, upload, bucket):
 def test_the_run_can_be_found_by_its_object(drop, upload, ledger, clock):
     run = drop()
     upload(run)
-    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (run.run_id, None)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == [(run.run_id, None)]
 
 
 def test_a_duplicate_does_not_take_the_object_from_the_run_that_trains_on_it(drop, upload, ledger, clock):
@@ -99,7 +104,7 @@ def test_a_duplicate_does_not_take_the_object_from_the_run_that_trains_on_it(dro
     upload(first)
     with pytest.raises(Duplicate):
         upload(second)
-    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (first.run_id, None)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == [(first.run_id, None)]
 
 
 @pytest.mark.parametrize(("wish", "prompt"), [(True, DEFAULT_PROMPT), ("What does ü cost?", "What does ü cost?")])
@@ -297,6 +302,19 @@ def test_the_same_dataset_dropped_again_is_a_duplicate_of_the_first_run(drop, up
     assert uploads(provider, second) == []
 
 
+def test_a_run_that_may_have_a_job_unseen_is_no_reason_to_pay_again_unless_that_is_wanted(
+    drop, upload, provider, ledger, bucket
+):
+    first, second = drop(), drop()
+    upload(first)
+    ledger.intend(first.run_id, CREATE_JOB)
+    ledger.finish(first.run_id, "timed_out", None)
+    with pytest.raises(Duplicate, match=f"{first.run_id}.*before it was known.*force"):
+        upload(second)
+    specify(bucket, force=True)
+    assert upload(second) == Done("waiting")
+
+
 def test_a_rejected_run_claims_nothing(drop, upload, bucket):
     specify(bucket, max_cost_usd=0.000001)
     with pytest.raises(OverBudget):
@@ -332,10 +350,120 @@ def test_another_validation_set_makes_no_duplicate(drop, upload, bucket):
     assert upload(drop()) == Done("waiting")
 
 
-def test_the_same_content_under_another_key_is_a_duplicate(drop, upload):
+def test_the_same_content_under_another_key_is_a_duplicate(drop, upload, bucket):
+    specify(bucket, suffix="x")
+    specify(bucket, key="elsewhere/copy.job.json", suffix="x", metadata={"team": "another"})
+    for key in ("shop/orders", "elsewhere/copy"):
+        bucket.put(f"{key}.validation.jsonl", chats(40)[len(chats(30)) :])
     upload(drop())
     with pytest.raises(Duplicate):
         upload(drop(key="elsewhere/copy.jsonl"))
+
+
+class InParts:
+    """A bucket that tells of each object as one that was put in parts: its eTag is no sum of its content."""
+
+    def __init__(self, bucket):
+        self._bucket, self._number = bucket, itertools.count()
+
+    def open(self, key, etag=None):
+        return dataclasses.replace(self._bucket.open(key), etag=f"{next(self._number)}-2")
+
+    def write(self, *arguments):
+        self._bucket.write(*arguments)
+
+
+def test_a_validation_set_that_was_put_in_another_way_is_the_same(drop, upload, bucket, provider):
+    bucket.put("shop/orders.validation.jsonl", chats(40)[len(chats(30)) :])
+    upload(drop(), bucket=bucket)
+    second = drop()
+    with pytest.raises(Duplicate):
+        upload(second, bucket=InParts(bucket))
+    assert uploads(provider, second) == []
+
+
+def test_another_service_makes_no_duplicate(drop, upload, bucket, provider):
+    upload(drop())
+    lab = MemoryProvider()
+    lab.profile = replace(PROFILES["openai"], name="lab")
+    specify(bucket, provider="lab", model=MODEL)
+    assert upload(drop(), providers=MemoryRegistry(openai=provider, lab=lab)) == Done("waiting")
+
+
+def test_what_was_trained_on_by_force_is_known_afterwards(drop, upload, bucket):
+    specify(bucket, force=True)
+    upload(drop())
+    bucket.delete("shop/orders.job.json")
+    with pytest.raises(Duplicate):
+        upload(drop())
+
+
+def test_force_leaves_the_content_to_the_run_that_has_it(drop, upload, bucket, ledger):
+    first, forced = drop(), drop()
+    upload(first)
+    specify(bucket, force=True)
+    upload(forced)
+    ledger.finish(forced.run_id, "failed", None)
+    bucket.delete("shop/orders.job.json")
+    with pytest.raises(Duplicate, match=first.run_id):
+        upload(drop())
+
+
+def test_a_step_that_is_taken_again_is_no_duplicate_of_itself(drop, upload, provider, ledger):
+    run = drop()
+    with pytest.raises(Transient):
+        upload(run, ledger=Broken(ledger, "plan", Transient("the ledger was away")))
+    assert upload(run) == Done("waiting")
+    assert upload(run) == Done("waiting")
+    assert len(uploads(provider, run)) == 1
+
+
+# Deleted, and put again
+
+
+def test_the_same_content_put_again_waits_for_the_end_of_the_run_whose_object_was_deleted(drop, upload, ledger, clock):
+    first = drop()
+    upload(first)
+    clock.advance(10)
+    assert ledger.withdraw("datasets", KEY, clock.at)
+    again = drop()
+    assert upload(again) == Wait(30, "uploading")
+    ledger.finish(first.run_id, "cancelled", None)
+    assert upload(again) == Done("waiting")
+
+
+def test_the_same_content_put_again_is_a_duplicate_of_a_deleted_one_that_succeeded_all_the_same(
+    drop, upload, ledger, clock
+):
+    first = drop()
+    upload(first)
+    clock.advance(10)
+    ledger.withdraw("datasets", KEY, clock.at)
+    ledger.finish(first.run_id, "succeeded", None)
+    with pytest.raises(Duplicate):
+        upload(drop())
+
+
+def test_a_deletion_that_arrives_after_the_same_content_was_put_again_cancels_nothing(drop, upload, ledger, clock):
+    first = drop()
+    upload(first)
+    clock.advance(10)
+    deleted_at = clock.at
+    clock.advance(10)
+    with pytest.raises(Duplicate):
+        upload(drop())
+    assert ledger.withdraw("datasets", KEY, deleted_at) == []
+    assert not ledger.withdrawn(first.run_id)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == [(first.run_id, None)], "the later one was deleted, too"
+
+
+def test_a_dataset_that_was_moved_is_trained_on(drop, upload, ledger, clock):
+    first = drop()
+    upload(first)
+    with pytest.raises(Duplicate):
+        upload(drop(key="elsewhere/moved.jsonl"))
+    clock.advance(10)
+    assert ledger.withdraw("datasets", KEY, clock.at) == []
 
 
 # Trouble on the way
@@ -380,12 +508,13 @@ def test_half_a_file_of_that_name_is_not_adopted(drop, upload, provider, ledger)
     ("what", "method"), [("bucket", "open"), ("bucket", "write"), ("provider", "files_named"), ("provider", "upload")]
 )
 def test_trouble_that_passes_leaves_nothing_behind_that_the_next_attempt_stumbles_over(
-    drop, upload, bucket, provider, ledger, what, method, error
+    drop, upload, bucket, provider, ledger, clock, what, method, error
 ):
     run = drop()
     whole = {"bucket": bucket, "provider": provider}[what]
     with pytest.raises(type(error)):
         upload(run, **{what: Broken(whole, method, error)})
+    clock.advance(getattr(error, "wait_seconds", 0))
     assert upload(run) == Done("waiting")
     assert len(uploads(provider, run)) == 1
 
@@ -511,6 +640,43 @@ def test_while_the_service_cannot_be_asked_for_the_model_nothing_is_sent(drop, u
         upload(run, provider=Broken(provider, "model", Transient("away")))
     assert uploads(provider, run) == []
     assert upload(run) == Done("waiting")
+
+
+# Limits
+
+
+@pytest.fixture
+def used_up(drop, upload, provider):
+    """A service that takes one file an hour, and has taken it."""
+    provider.profile = replace(provider.profile, files_per_hour=1)
+    upload(drop(chats(13), "first.jsonl"))
+
+
+@pytest.mark.parametrize("held", [transfer.HELD_BYTES, 100], ids=["at the end", "as it is read"])
+def test_a_valid_dataset_waits_for_its_turn_and_is_sent_then(drop, upload, provider, clock, used_up, monkeypatch, held):
+    monkeypatch.setattr(transfer, "HELD_BYTES", held)
+    run = drop()
+    with pytest.raises(NotYet) as caught:
+        upload(run)
+    assert uploads(provider, run) == []
+    assert 3600 < caught.value.wait_seconds < 3600 * 1.03
+    clock.advance(caught.value.wait_seconds)
+    assert upload(run) == Done("waiting")
+    assert len(uploads(provider, run)) == 1
+
+
+@pytest.mark.parametrize("held", [transfer.HELD_BYTES, 100], ids=["at the end", "as it is read"])
+def test_what_is_wrong_with_a_dataset_does_not_wait_for_its_turn(drop, upload, used_up, monkeypatch, held):
+    monkeypatch.setattr(transfer, "HELD_BYTES", held)
+    with pytest.raises(Rejected):
+        upload(drop(chats() + b"{}\n"))
+
+
+def test_a_dataset_that_is_rejected_takes_nobodys_turn(drop, upload, provider, clock):
+    provider.profile = replace(provider.profile, files_per_hour=1)
+    with pytest.raises(Rejected):
+        upload(drop(b"{}\n"))
+    assert upload(drop()) == Done("waiting")
 
 
 # Events that come after the sweeper has missed them

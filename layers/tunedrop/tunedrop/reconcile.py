@@ -20,11 +20,10 @@ from typing import Any, Protocol
 
 from tunedrop.bucket import Bucket, ListedObject
 from tunedrop.clock import now, seconds, timestamp
-from tunedrop.create_job import EFFECT
 from tunedrop.errors import Final, Throttled, Transient, TunedropError, Unauthorised
 from tunedrop.events import DATASET, VALIDATION, ObjectEvent
 from tunedrop.executions import Execution, execution_name
-from tunedrop.ledger import UnknownRun
+from tunedrop.ledger import CREATE_JOB, UnknownRun
 from tunedrop.pages import Page
 from tunedrop.poll_status import ENDED
 from tunedrop.provider import Provider, ProviderFile, ProviderJob, Registry
@@ -280,7 +279,7 @@ class _Sweeper:
         execution = self._executions.look(run.run_id, number)
         if execution is None:
             if run.is_final and _age(run.finished_at) > EXECUTIONS_KEPT_SECONDS:
-                self._ledger.settle(run.run_id)
+                self._ledger.close_run(run.run_id)
             else:
                 self._go_on(run, number)
         elif execution.stopped_at is not None and now() - execution.stopped_at >= SAFETY_SECONDS:
@@ -300,9 +299,9 @@ class _Sweeper:
         if creating_since is not None and run.job_id is None:
             if _age(run.finished_at) < DAY:
                 return
-            self._ledger.abandon(run.run_id, EFFECT)
+            self._ledger.abandon(run.run_id, CREATE_JOB)
             self.report.add("creation_without_a_job", run_id=run.run_id)
-        self._ledger.settle(run.run_id)
+        self._ledger.close_run(run.run_id)
 
     # Jobs
 

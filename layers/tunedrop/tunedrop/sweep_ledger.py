@@ -59,9 +59,9 @@ class SweepLedger(Ledger, Protocol):
         """Ends it, and keeps what it leaves to the next; nothing where another one has begun since."""
 
     def unsettled(self, cursor: str | None = None) -> Page[Unsettled]:
-        """The runs that :meth:`settle` was not called for, in parts; what was written just now may be missing."""
+        """The runs that :meth:`close_run` was not called for, in parts; what was written just now may be missing."""
 
-    def settle(self, run_id: str) -> None:
+    def close_run(self, run_id: str) -> None:
         """Notes that nothing is left to be done about a run that has ended."""
 
     def next_execution(self, run_id: str, number: int) -> int:
@@ -119,8 +119,8 @@ class DynamoSweepLedger(DynamoLedger):
         last = answer.get("LastEvaluatedKey")
         return Page([_unsettled(_deserialised(item)) for item in answer["Items"]], last["id"]["S"] if last else None)
 
-    def settle(self, run_id: str) -> None:
-        """See :meth:`SweepLedger.settle`."""
+    def close_run(self, run_id: str) -> None:
+        """See :meth:`SweepLedger.close_run`."""
         self._update(run_id, "SET #mark = :mark", "attribute_exists(id)", {"#mark": "settled"}, {":mark": True})
 
     def next_execution(self, run_id: str, number: int) -> int:
