@@ -51,6 +51,7 @@ def upload_throttled(world: World, _: Any) -> None:
     world.drop("orchard.jsonl")
     world.fault("POST", "/v1/files", status=429, headers={"retry-after": "30"}, body={"error": {"message": "slowly"}})
     assert world.handle("upload.first") == {"run_id": RUN, "state": "received", "wait_seconds": 30}
+    world.ahead = 31  # the pause is over
 
 
 def uploaded_and_known(world: World, _: Any) -> None:
