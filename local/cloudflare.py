@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,7 @@ from werkzeug import Request, Response
 from local import npm
 from local.deploy import ROOT
 from local.gateway import Server, WsgiApp
-from local.r2 import Delivery, notifying
+from local.r2 import Delivery, dating, notifying
 
 S3_PATH = "/cdn-cgi/local/r2/s3"
 FORWARDER = ROOT / "functions" / "r2_forwarder"
@@ -152,9 +153,10 @@ class Cloudflare:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def s3(self, account: str, clock: Callable[[], float]) -> WsgiApp:
-        """The bucket's S3 endpoint, at `S3_PATH`; what happens there is told by `clock`'s time."""
-        told = notifying(_proxy(self._workerd.url), account, self._stored, self._tell, clock)
+    def s3(self, account: str, scaled: Callable[[float], float]) -> WsgiApp:
+        """The bucket's S3 endpoint, at `S3_PATH`; what happens there is told by the `scaled` time."""
+        dated = dating(_proxy(self._workerd.url), scaled)
+        told = notifying(dated, account, self._stored, self._tell, lambda: scaled(time.time()))
 
         def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             path = environ["PATH_INFO"].removeprefix(S3_PATH)

@@ -27,6 +27,7 @@ from tunedrop.providers import InvalidProviders, UnknownProvider, is_base_url, p
 from local.functions import Function
 from local.http_api import Route
 from local.queues import EventSourceMapping
+from local.schedules import Schedule, seconds_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "template.yaml"
@@ -41,6 +42,7 @@ _BY_US = (
     "AWS::Lambda::EventSourceMapping",
     "AWS::Lambda::Function",
     "AWS::Lambda::LayerVersion",
+    "AWS::Scheduler::Schedule",
     "AWS::SNS::Subscription",
     "AWS::SecretsManager::Secret",
     "AWS::StepFunctions::StateMachine",
@@ -49,6 +51,7 @@ _BY_US = (
 _WITHOUT_EFFECT = (
     "AWS::CloudWatch::Alarm",
     "AWS::IAM::Role",
+    "AWS::Lambda::EventInvokeConfig",
     "AWS::Lambda::Permission",
     "AWS::Logs::MetricFilter",
     "AWS::SQS::QueuePolicy",
@@ -69,6 +72,7 @@ class Deployment:
     functions: tuple[Function, ...]
     routes: tuple[Route, ...]
     queues: tuple[EventSourceMapping, ...]
+    schedules: tuple[Schedule, ...]
     outputs: Mapping[str, str]
     parameters: Mapping[str, str]
 
@@ -155,10 +159,11 @@ def deploy(endpoint: str, parameters: Mapping[str, str], secrets: Mapping[str, s
     queues = tuple(
         _queue(endpoint, facts["Properties"]) for facts in resolved.values() if _is(facts, "EventSourceMapping")
     )
+    schedules = tuple(_schedule(facts["Properties"]) for facts in resolved.values() if _is(facts, "Schedule"))
     for name, facts in resolved.items():
         if _is(facts, "StateMachine"):
             _state_machine(endpoint, name, facts["Properties"])
-    return Deployment(functions, routes, queues, outputs, values)
+    return Deployment(functions, routes, queues, schedules, outputs, values)
 
 
 def _is(facts: Mapping[str, Any], kind: str) -> bool:
@@ -342,6 +347,11 @@ def _queue(endpoint: str, properties: Mapping[str, Any]) -> EventSourceMapping:
         batch_size=int(properties.get("BatchSize", 10)),
         report_failures="ReportBatchItemFailures" in properties.get("FunctionResponseTypes", []),
     )
+
+
+def _schedule(properties: Mapping[str, Any]) -> Schedule:
+    function = str(properties["Target"]["Arn"]).rsplit(":", 1)[1]
+    return Schedule(function, seconds_of(properties["ScheduleExpression"]))
 
 
 def _state_machine(endpoint: str, name: str, properties: Mapping[str, Any]) -> None:

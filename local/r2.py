@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import queue
 import re
 import tempfile
@@ -198,6 +199,29 @@ def streaming(moto: WsgiApp, content: Content) -> WsgiApp:
         else:
             start_response("200 OK", headers)
         return (found.read(at, min(_BLOCK, last + 1 - at)) for at in range(first, last + 1, _BLOCK))
+
+    return serve
+
+
+def dating(app: WsgiApp, scaled: Callable[[float], float]) -> WsgiApp:
+    """`app`, whose listings tell the `scaled` times of objects: of the clock that runs are timed by."""
+
+    def scaled_text(found: re.Match[bytes]) -> bytes:
+        at = datetime.fromisoformat(found[1].decode()).timestamp()
+        told = datetime.fromtimestamp(scaled(math.floor(at)), UTC).isoformat(timespec="milliseconds")
+        return b"<LastModified>%s</LastModified>" % told.replace("+00:00", "Z").encode()
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        _, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
+        if environ["REQUEST_METHOD"] != "GET" or key:
+            return app(environ, start_response)
+        begun: list[Any] = []
+        body = b"".join(app(environ, lambda *answer: begun.append(answer)))
+        body = re.sub(rb"<LastModified>([^<]+)</LastModified>", scaled_text, body)
+        status, headers, *rest = begun[0]
+        others = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        start_response(status, [*others, ("Content-Length", str(len(body)))], *rest)
+        return [body]
 
     return serve
 

@@ -2,12 +2,15 @@
 
 import base64
 import json
+import math
 import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from datetime import UTC
+from email.utils import formatdate
 from typing import Any, Self
 
 import urllib3
@@ -25,8 +28,9 @@ from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
 from local.provider.manners import MANNERS
 from local.queues import Poller
-from local.r2 import Forwarder, Object, guarded, keep_on_disk, notifying, streaming
+from local.r2 import Forwarder, Object, dating, guarded, keep_on_disk, notifying, streaming
 from local.receiver import Receiver
+from local.schedules import Scheduler
 
 WEBHOOK_PATH = "/events/r2"
 R2_ACCOUNT = "0123456789abcdef0123456789abcdef"
@@ -163,23 +167,25 @@ class Stack:
         api.serve(functions, deployment.routes)
         for mapping in deployment.queues:
             parts.enter_context(Poller(mapping, functions, gateway.url))
+        for schedule in deployment.schedules:
+            parts.enter_context(Scheduler(schedule, functions, options.scale))
 
         bucket, webhook = deployment.parameters["BucketName"], api.url + WEBHOOK_PATH
 
-        def clock() -> float:
+        def scaled(at: float) -> float:
             # Runs are timed by the scaled clock: what happens to their datasets must be too.
-            return started + (time.time() - started) * options.scale
+            return started + (at - started) * options.scale
 
         if options.cloudflare == "workerd":
             log = folder / "logs" / "r2_forwarder.log"
             cloudflare = parts.enter_context(Cloudflare(bucket, storage, webhook, webhook_secret, log))
             self.deliveries = cloudflare.deliveries
-            bucket_app = cloudflare.s3(R2_ACCOUNT, clock)
+            bucket_app = cloudflare.s3(R2_ACCOUNT, scaled)
         else:
             forwarder = Forwarder(webhook, webhook_secret)
             parts.callback(forwarder.close)
             self.deliveries = forwarder.deliveries
-            bucket_app = _r2(forwarder, clock)
+            bucket_app = _r2(forwarder, scaled)
             deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
         self.access_key_ids = {storage["access_key_id"]}
         s3.start(guarded(bucket_app, self.access_key_ids))
@@ -287,7 +293,7 @@ def _webhook_secret() -> str:
     return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 
 
-def _r2(forwarder: Forwarder, clock: Callable[[], float]) -> Any:
+def _r2(forwarder: Forwarder, scaled: Callable[[float], float]) -> Any:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from moto.s3.models import s3_backends
 
@@ -310,7 +316,9 @@ def _r2(forwarder: Forwarder, clock: Callable[[], float]) -> Any:
 
         etag = found.etag.strip('"')
         content_type = found.metadata.get("Content-Type", "binary/octet-stream")
-        return Object(etag, found.size, content_type, found.last_modified_RFC1123, read)
+        modified = formatdate(scaled(math.floor(found.last_modified.replace(tzinfo=UTC).timestamp())), usegmt=True)
+        return Object(etag, found.size, content_type, modified, read)
 
     moto = streaming(DomainDispatcherApplication(create_backend_app), content)
-    return notifying(moto, R2_ACCOUNT, stored, forwarder.tell, clock)
+    dated = dating(moto, scaled)
+    return notifying(dated, R2_ACCOUNT, stored, forwarder.tell, lambda: scaled(time.time()))

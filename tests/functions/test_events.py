@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from tunedrop import clock
-from tunedrop.runs import Run, RunRequest, run_id_of
+from tunedrop.runs import Failure, Run, RunRequest, run_id_of
 
 from tests.functions.matchers import Holding, Saying, Within
 from tests.functions.world import EVENTS, EXAMPLES, FUNCTIONS, SAMPLE_SECRET, World, sample
 
 FILES = sorted(file.stem for file in EVENTS.glob("*.json"))
 RUN = sample("upload.first")["run_id"]
+ABORTED = "ab07ed" + "0" * 26
 
 
 def nothing(_: World, __: Any) -> None:
@@ -50,6 +51,7 @@ def upload_throttled(world: World, _: Any) -> None:
     world.drop("orchard.jsonl")
     world.fault("POST", "/v1/files", status=429, headers={"retry-after": "30"}, body={"error": {"message": "slowly"}})
     assert world.handle("upload.first") == {"run_id": RUN, "state": "received", "wait_seconds": 30}
+    world.ahead = 31  # the pause is over
 
 
 def uploaded_and_known(world: World, _: Any) -> None:
@@ -106,6 +108,20 @@ def leave_token(world: World) -> None:
         UpdateExpression="SET wake_token = :token",
         ExpressionAttributeValues={":token": {"S": "of a wait that is over"}},
     )
+
+
+def disagreeing(world: World, event: Any) -> None:
+    """A dataset without a run, a run whose execution somebody ended, and one that failed though its job succeeded."""
+    world.ahead = -10
+    world.handle("reconcile.first")  # what is in the bucket by then is none of the sweeper's business
+    world.ahead = 0
+    ended("succeeded")(world, event)
+    world.ledger.finish(RUN, "failed", Failure("Lambda.Unknown", "A step of the run failed."))
+    world.ledger.close_run(RUN)
+    world.begin({**sample("upload.first"), "run_id": ABORTED})
+    world.abort(ABORTED)
+    world.drop("orders.jsonl")
+    world.ahead = world.order("GET", "")["now"] - time.time() + 7200
 
 
 def begun(world: World, event: Any) -> None:
@@ -188,6 +204,19 @@ def job_cancelled(world: World, event: Any) -> None:
     assert job["status"] == "cancelled"
 
 
+def put_right(world: World, event: Any) -> None:
+    etag = hashlib.md5((EXAMPLES / "orders.jsonl").read_bytes(), usedforsecurity=False).hexdigest()
+    executions = world.executions()
+    assert executions[f"{ABORTED}-2"]["run_id"] == ABORTED
+    assert [given["key"] for given in executions.values() if given.get("etag") == etag] == ["orders.jsonl"]
+    job_ids = {job["id"] for job in world.order("GET", "/ledger")["jobs"] if job["status"] == "succeeded"}
+    told = world.published()
+    assert {(each["notice"], each["run_id"]) for each in told} == {("model_found", RUN)}
+    assert {each["job_id"] for each in told} <= job_ids
+    report = json.loads(world.stored("results/_sweeps/latest.json"))
+    assert {"lost_event", "stuck_run", "model_found"} <= {found["kind"] for found in report["found"]}
+
+
 def both(*thens: Callable[[World, Any], None]) -> Callable[[World, Any], None]:
     def then(world: World, event: Any) -> None:
         for each in thens:
@@ -251,6 +280,7 @@ def error(code: str, words: str) -> dict[str, Any]:
 
 SPRING = "spring harvest/äpfel (neu).jsonl"
 DELIVERED: dict[str, Any] = {"batchItemFailures": []}
+ANY_NUMBER = Within(1, 1000)  # of jobs that the other samples have left at the service, under the same run
 ANY_MODEL = Saying("ft:gpt-4.1-mini-2025-04-14:emulation:orchard-desk:")
 
 CASES = {
@@ -389,6 +419,19 @@ CASES = {
         DELIVERED,
         given=in_the_queue,
         then=told("run.delayed", message_id=f"msg_{RUN}_delayed", state="training", finished_at=None),
+    ),
+    "notify.model_found": Case(
+        DELIVERED,
+        given=in_the_queue,
+        then=told(
+            "run.model_found", message_id=f"msg_{RUN}_model_found", state="timed_out", fine_tuned_model=ANY_MODEL
+        ),
+    ),
+    "reconcile.first": Case({"counts": Holding({}), "needs_a_person": False}),
+    "reconcile.disagreeing": Case(
+        {"counts": Holding({"lost_event": 1, "stuck_run": 1, "model_found": ANY_NUMBER}), "needs_a_person": True},
+        given=disagreeing,
+        then=put_right,
     ),
     "notify.again": Case(
         {"batchItemFailures": [{"itemIdentifier": "19dd0b57-b21e-4ac1-bd88-01bbb068cb78"}]},

@@ -28,6 +28,7 @@ FIRST_EVENTS = {
     "callback": "callback.succeeded",
     "collect": "collect.after_success",
     "notify": "notify.final_state",
+    "reconcile": "reconcile.first",
 }
 
 CLIENT = ("openai", "pydantic", "httpx")
@@ -49,6 +50,7 @@ UNUSED = {
     "poll_status": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
     "callback": (*HEAVY, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
     "collect": (*ENGINE, "standardwebhooks", "tunedrop.notify", "tunedrop.upload"),
+    "reconcile": (*ENGINE, "standardwebhooks", "tunedrop.notify", "tunedrop.upload", "tunedrop.webhook"),
     "notify": (*HEAVY, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
 }
 NEVER = ("aws_xray_sdk", "mypy_boto3_s3", "requests", "tunedrop.cli")

@@ -10,16 +10,17 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import urllib3
 from botocore.client import BaseClient
 from tunedrop import secret_store
-from tunedrop.ledger import DynamoLedger
 from tunedrop.runs import Run, RunRequest
+from tunedrop.sweep_ledger import DynamoSweepLedger
 
 from local import deploy
 from local.functions import Function
@@ -74,6 +75,8 @@ class World:
     clients: dict[str, Any] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
     handled: set[str] = field(default_factory=set)
+    ahead: float = 0.0
+    """Seconds by which the runs' clock is ahead of the real one."""
     calls: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     """The actions of IAM that each function has needed so far, by its folder."""
 
@@ -114,7 +117,11 @@ class World:
         with patch.dict(os.environ, self.environment(folder) | dict(environment or {}), clear=True):
             if environment or folder not in self.handlers:
                 self.handlers[folder] = self.load(folder)
-            with patch.object(BaseClient, "_make_api_call", self._noting_calls(folder)):
+            clock = SimpleNamespace(time=lambda: time.time() + self.ahead)
+            with (
+                patch("tunedrop.clock.time", clock),
+                patch.object(BaseClient, "_make_api_call", self._noting_calls(folder)),
+            ):
                 answer = self.handlers[folder](sample(name) if event is None else event)
         self.handled.add(name)
         return json.loads(json.dumps(answer))  # as Lambda would hand it on
@@ -146,8 +153,8 @@ class World:
     # the ledger
 
     @property
-    def ledger(self) -> DynamoLedger:
-        return DynamoLedger(self.client("dynamodb"), self.outputs["LedgerTable"])
+    def ledger(self) -> DynamoSweepLedger:
+        return DynamoSweepLedger(self.client("dynamodb"), self.outputs["LedgerTable"])
 
     def begin(self, event: Mapping[str, Any]) -> None:
         self.ledger.begin(Run.of(RunRequest.from_input(event)))
@@ -167,6 +174,14 @@ class World:
             name: json.loads(stepfunctions.describe_execution(executionArn=arn)["input"]) for name, arn in arns.items()
         }
 
+    def abort(self, run_id: str) -> None:
+        """Starts a run's execution, as the webhook does, and ends it, as somebody in the console does."""
+        machine, stepfunctions = self.outputs["StateMachineArn"], self.client("stepfunctions")
+        with suppress(stepfunctions.exceptions.ExecutionAlreadyExists):
+            stepfunctions.start_execution(stateMachineArn=machine, name=run_id, input=json.dumps({"run_id": run_id}))
+        arn = machine.replace(":stateMachine:", ":execution:")
+        stepfunctions.stop_execution(executionArn=f"{arn}:{run_id}")
+
     # the queue of notifications
 
     def receive(self, body: str) -> str:
@@ -174,6 +189,16 @@ class World:
         sqs, queue = self.client("sqs"), self.functions["NotifyFunction"].environment["NOTIFY_QUEUE_URL"]
         sqs.send_message(QueueUrl=queue, MessageBody=body)
         return str(sqs.receive_message(QueueUrl=queue, VisibilityTimeout=600)["Messages"][0]["ReceiptHandle"])
+
+    def published(self) -> list[Any]:
+        """Takes what was published out of the queue."""
+        sqs, queue = self.client("sqs"), self.functions["NotifyFunction"].environment["NOTIFY_QUEUE_URL"]
+        found = []
+        while messages := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages"):
+            for message in messages:
+                sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+                found.append(json.loads(message["Body"]))
+        return found
 
     # the fine-tuning service
 
@@ -198,6 +223,7 @@ class World:
 
     def clean(self) -> None:
         """Forgets what a test has left; executions stay, as their names do at AWS."""
+        self.ahead = 0.0
         self.handlers.clear()
         secret_store._client.cache_clear()
         s3, dynamodb = self.client("s3"), self.client("dynamodb")

@@ -12,9 +12,9 @@ from typing import Any
 import boto3
 import pytest
 from samtranslator.yaml_helper import yaml_parse
-from tunedrop import notify, posting, secret_store, settings
+from tunedrop import notify, posting, reconcile, secret_store, settings
 
-from local import deploy
+from local import deploy, schedules
 from tests.template.reading import (
     FOLDERS,
     function_of,
@@ -31,6 +31,9 @@ SETTINGS = {
     field.name.upper()
     for _, kind in inspect.getmembers(settings, lambda value: hasattr(value, "__dataclass_fields__"))
     for field in fields(kind)
+}
+EXECUTIONS = {
+    "Fn::Sub": "arn:${AWS::Partition}:states:${AWS::Region}:${AWS::AccountId}:execution:${FinetuneStateMachine.Name}:*"
 }
 MANAGED = {
     "arn:aws:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole",
@@ -180,18 +183,20 @@ def test_no_star_but_for_the_delivery_of_the_machines_log(expanded: Any) -> None
             assert name == "FinetuneStateMachineRole"
             assert all(action.startswith("logs:") for action in actions)
         else:
-            assert "*" not in json.dumps(resources), name
+            stars = [resource for resource in resources if "*" in json.dumps(resource)]
+            # A run's executions are named by the run: no permission can tell them one by one.
+            assert stars == [] or (name, stars) == ("ReconcileFunctionRole", [EXECUTIONS]), name
 
 
 def test_managed_policies_are_those_that_sam_adds(expanded: Any) -> None:
     for name, role in of_type(expanded, "AWS::IAM::Role").items():
-        assert set(role["ManagedPolicyArns"]) <= MANAGED, name
+        assert set(role.get("ManagedPolicyArns", [])) <= MANAGED, name
 
 
 def test_every_resource_in_a_statement_is_the_templates_own(expanded: Any) -> None:
     for name, statement in statements(expanded):
         for resource in listed(statement.get("Resource", [])):
-            if resource != "*":
+            if resource not in ("*", EXECUTIONS):
                 assert list(references(resource)), f"{name}: {resource}"
 
 
@@ -350,6 +355,49 @@ def test_no_secret_is_written_into_the_template(template: Any) -> None:
 def test_api_is_throttled(template: Any) -> None:
     (api,) = of_type(template, "AWS::Serverless::HttpApi").values()
     assert api["DefaultRouteSettings"].keys() == {"ThrottlingBurstLimit", "ThrottlingRateLimit"}
+
+
+# ------------------------------------------------------------------ sweeping
+
+
+def test_sweeper_comes_at_its_rate_and_no_sweep_is_repeated(template: Any, expanded: Any) -> None:
+    (schedule,) = of_type(expanded, "AWS::Scheduler::Schedule").values()
+    (invoked,) = of_type(expanded, "AWS::Lambda::EventInvokeConfig").values()
+    rate = template["Parameters"]["SweepRate"]
+    assert schedule["ScheduleExpression"] == {"Ref": "SweepRate"}
+    assert schedule["Target"]["Arn"] == {"Fn::GetAtt": ["ReconcileFunction", "Arn"]}
+    assert schedule["Target"]["RetryPolicy"]["MaximumRetryAttempts"] == invoked["MaximumRetryAttempts"] == 0
+    assert "Name" not in schedule, "two stacks of one account would share it"
+    assert schedules.seconds_of(rate["Default"]) == 3600
+    assert re.fullmatch(rate["AllowedPattern"], rate["Default"])
+
+
+def test_schedule_may_invoke_the_sweeper_alone(expanded: Any) -> None:
+    granted = [statement for name, statement in statements(expanded) if name == "ReconcileFunctionSweepRole"]
+    (statement,) = (statement for statement in granted if "Principal" not in statement)
+    assert statement["Action"] == "lambda:InvokeFunction"
+    assert set(references(statement["Resource"])) == {"ReconcileFunction"}
+
+
+def test_a_sweep_is_over_before_the_next_may_begin(template: Any) -> None:
+    timeout = of_type(template, "AWS::Serverless::Function")["ReconcileFunction"]["Timeout"]
+    assert reconcile.RESERVE_SECONDS < timeout < reconcile.LEASE_SECONDS
+
+
+def test_what_may_still_be_under_way_is_left_alone(template: Any) -> None:
+    longest = max(function["Timeout"] for function in of_type(template, "AWS::Serverless::Function").values())
+    assert longest <= reconcile.SAFETY_SECONDS
+
+
+def test_what_a_person_must_look_at_raises_the_alarm(template: Any) -> None:
+    filters = of_type(template, "AWS::Logs::MetricFilter")
+    assert "ReconcileLogGroup" in {name for facts in filters.values() for name in references(facts["LogGroupName"])}
+    for facts in filters.values():
+        assert facts["FilterPattern"] == '{ $.alarm = "*" }'
+        (metric,) = facts["MetricTransformations"]
+        assert metric["MetricName"] == of_type(template, "AWS::CloudWatch::Alarm")["OperatorNeeded"]["MetricName"]
+    failed = of_type(template, "AWS::CloudWatch::Alarm")["SweepFailed"]
+    assert failed["Dimensions"] == [{"Name": "FunctionName", "Value": {"Ref": "ReconcileFunction"}}]
 
 
 def reference_targets(value: Any) -> Iterator[str]:

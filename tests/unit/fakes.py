@@ -6,13 +6,19 @@ import json
 from dataclasses import replace
 
 from tunedrop import clock
-from tunedrop.bucket import StoredObject
-from tunedrop.errors import Missing, Superseded, Transient
+from tunedrop.bucket import ListedObject, StoredObject
+from tunedrop.errors import Denied, Missing, Superseded, Transient
+from tunedrop.executions import Execution, execution_name
 from tunedrop.ledger import UnknownRun
 from tunedrop.limits import Book, Slot, milliseconds
+from tunedrop.pages import Page
 from tunedrop.provider import ProviderFile, ProviderJob
 from tunedrop.providers import PROFILES
 from tunedrop.runs import FINAL, Run
+from tunedrop.sweep_ledger import Sweep, Unsettled
+
+PAGE = 2
+"""Items of a page: few, so that whoever reads one page alone is noticed."""
 
 
 class FakeTime:
@@ -80,6 +86,12 @@ class MemoryLedger:
         self._called_back = set()
         self._objects = {}
         self._withdrawn = set()
+        self._arrivals = {}
+        self._executions = {}
+        self._settled = set()
+        self._sweep = None
+        self._first_sweep = None
+        self._left = {}
         self._spared = {}
         self._slots = {}
         self._books = {}
@@ -87,7 +99,10 @@ class MemoryLedger:
         self.tokens = {}
 
     def begin(self, run):
-        return self._runs.setdefault(run.run_id, run)
+        run = self._runs.setdefault(run.run_id, run)
+        place, at = (run.bucket, run.key, run.etag), clock.seconds(run.created_at)
+        self._arrivals[place] = max(at, self._arrivals.get(place, at))
+        return run
 
     def get(self, run_id):
         try:
@@ -253,6 +268,73 @@ class MemoryLedger:
         self.get(run_id)
         self._delivered.setdefault(run_id, set()).add(destination)
 
+    # What the sweeper asks
+
+    def begin_sweep(self, seconds):
+        if self._sweep and self._sweep.until >= clock.now():
+            return None
+        self._first_sweep = self._first_sweep or clock.now()
+        self._sweep = Sweep(self._first_sweep, clock.now() + seconds, **json.loads(json.dumps(self._left)))
+        return self._sweep
+
+    def end_sweep(self, sweep):
+        if self._sweep and self._sweep.until == sweep.until:
+            self._left = {name: getattr(sweep, name) for name in ("cursors", "failing", "pass_began", "passed")}
+            self._sweep = None
+
+    def unsettled(self, cursor=None):
+        found = sorted(self._runs.keys() - self._settled)
+        after = [run_id for run_id in found if run_id > (cursor or "")]
+        items = [
+            Unsettled(self._runs[run_id], self._executions.get(run_id, 1), self._intents.get((run_id, "create_job")))
+            for run_id in after[:PAGE]
+        ]
+        return Page(items, after[PAGE - 1] if len(after) > PAGE else None)
+
+    def close_run(self, run_id):
+        self.get(run_id)
+        self._settled.add(run_id)
+
+    def next_execution(self, run_id, number):
+        self.get(run_id)
+        if self._executions.get(run_id, 1) == number:
+            self._executions[run_id] = number + 1
+        return self._executions[run_id]
+
+    def arrived(self, bucket, key, etag):
+        return self._arrivals.get((bucket, key, etag))
+
+    def run_of(self, job):
+        return self._jobs.get(job)
+
+
+class MemoryExecutions:
+    """Executions that go on until a test ends them."""
+
+    def __init__(self):
+        self.found = {}
+
+    def start(self, request, number=1):
+        running = Execution("RUNNING", None, None)
+        self.found.setdefault(execution_name(request.run_id, number), running)
+
+    def end(self, name, status, error=None):
+        self.found[name] = Execution(status, error, clock.now())
+
+    def look(self, run_id, number=1):
+        return self.found.get(execution_name(run_id, number))
+
+    def running(self):
+        return frozenset(name for name, execution in self.found.items() if execution.status == "RUNNING")
+
+
+class MemoryTopic:
+    def __init__(self):
+        self.published = []
+
+    def publish(self, subject, message, kind):
+        self.published.append((kind, subject, json.loads(message["default"])))
+
 
 def _with(values, index, value):
     return (*values[:index], value, *values[index + 1 :])
@@ -261,10 +343,11 @@ def _with(values, index, value):
 class MemoryBucket:
     def __init__(self):
         self.objects = {}
+        self.modified = {}
 
     def put(self, key, body):
         """Drops an object; returns its eTag."""
-        self.objects[key] = body
+        self.write(key, body, "")
         return self.etag(key)
 
     def etag(self, key):
@@ -281,13 +364,22 @@ class MemoryBucket:
         if etag and etag != self.etag(key):
             raise Superseded("object_changed", key)
         body = self.objects[key]
-        return StoredObject(key, self.etag(key), len(body), (body[at : at + 7] for at in range(0, len(body), 7)))
+        chunks = (body[at : at + 7] for at in range(0, len(body), 7))
+        return StoredObject(key, self.etag(key), len(body), chunks, self.modified.get(key, 0))
+
+    def listed(self, prefix, cursor=None):
+        keys = sorted(key for key in self.objects if key.startswith(prefix) and key > (cursor or ""))
+        items = [
+            ListedObject(key, self.etag(key), len(self.objects[key]), self.modified.get(key, 0)) for key in keys[:PAGE]
+        ]
+        return Page(items, items[-1].key if len(keys) > PAGE else None)
 
     def write(self, key, body, content_type):
         self.objects[key] = body
+        self.modified[key] = clock.now()
 
     def write_stream(self, key, chunks, content_type):
-        self.objects[key] = b"".join(chunks)
+        self.write(key, b"".join(chunks), content_type)
 
 
 class MemoryRegistry:
@@ -350,6 +442,13 @@ class MemoryProvider:
         listed = [job for job in self.jobs.values() if job.created_at + self.lag <= clock.now()]
         return sorted((j for j in listed if j.training_file == training_file), key=lambda j: (j.created_at, j.id))
 
+    def files_listed(self, cursor=None):
+        return _after(cursor, sorted(self._files.values(), key=lambda f: (-f.created_at, f.id)))
+
+    def jobs_listed(self, cursor=None):
+        listed = [job for job in self.jobs.values() if job.created_at + self.lag <= clock.now()]
+        return _after(cursor, sorted(listed, key=lambda j: (-j.created_at, j.id)))
+
     def create_job(self, *, model, training_file, **parameters):
         self.requests.append({"model": model, "training_file": training_file, **parameters})
         job = ProviderJob(
@@ -364,7 +463,7 @@ class MemoryProvider:
             error_code=None,
             error_message=None,
             result_files=(),
-            document={"object": "fine_tuning.job"},
+            document={"object": "fine_tuning.job", "metadata": parameters.get("metadata")},
         )
         self.jobs[job.id] = job
         return job
@@ -393,3 +492,12 @@ class MemoryProvider:
     def ask(self, model, prompt, max_tokens):
         self.asked.append((model, prompt, max_tokens))
         return f"{model} was asked: {prompt}"
+
+
+def _after(cursor, items):
+    """A page of things with ids, and where the next begins."""
+    ids = [item.id for item in items]
+    if cursor is not None and cursor not in ids:
+        raise Denied("http_404", f"no such place: {cursor}")
+    page = items[ids.index(cursor) + 1 if cursor else 0 :][:PAGE]
+    return Page(page, page[-1].id if page and page[-1].id != ids[-1] else None)

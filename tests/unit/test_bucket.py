@@ -104,6 +104,42 @@ def test_an_object_that_is_gone_is_missing(bucket, etag):
         bucket.open("a", etag)
 
 
+def listed(bucket, prefix):
+    page = bucket.listed(prefix)
+    found = list(page.items)
+    while page.cursor is not None:
+        page = bucket.listed(prefix, page.cursor)
+        found += page.items
+    return found
+
+
+def test_every_object_under_a_prefix_is_listed_in_order(bucket):
+    keys = [f"a b/{name}.jsonl" for name in ("+", "1", "&", "ü", "é/x")]
+    etags = {key: bucket.put(key, key.encode()) for key in keys}
+    bucket.put("b.jsonl", b"x")
+    found = listed(bucket, "a b/")
+    assert [(each.key, each.etag, each.size) for each in found] == sorted(
+        (key, etags[key], len(key.encode())) for key in keys
+    )
+    assert listed(bucket, "c") == []
+    assert len(listed(bucket, "")) == 6
+
+
+def test_an_object_is_as_old_in_the_listing_as_it_is_opened(bucket):
+    before = time.time()
+    bucket.put("a", b"one")
+    [found] = listed(bucket, "")
+    assert found.modified_at == pytest.approx(before, abs=5)
+    assert int(bucket.open("a").modified_at) == int(found.modified_at)
+
+
+def test_a_listing_goes_on_after_a_key_that_is_gone(bucket):
+    for key in ("a", "b", "c"):
+        bucket.put(key, b"x")
+    bucket.delete("b")
+    assert [found.key for found in bucket.listed("", "b").items] == ["c"]
+
+
 def test_writing_replaces(bucket):
     bucket.write("a", b"one", "text/plain")
     bucket.write("a", b"two", "text/plain")

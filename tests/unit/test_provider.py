@@ -97,6 +97,36 @@ def test_files_of_one_name_come_oldest_first(either):
     assert either.files_named("twice.jsonl") == sorted(files, key=lambda file: (file.created_at, file.id))
 
 
+def listed(listing):
+    """All items of all pages, and how many pages there were."""
+    page = listing()
+    items, pages = list(page.items), 1
+    while page.cursor is not None:
+        page = listing(page.cursor)
+        items, pages = [*items, *page.items], pages + 1
+    return items, pages
+
+
+def test_every_file_is_on_one_page(either, monkeypatch):
+    monkeypatch.setattr(module, "PAGE", 2)
+    files = [uploaded(either, f"listed-{number}.jsonl") for number in range(5)]
+    found, pages = listed(either.files_listed)
+    assert pages > 2
+    assert len({file.id for file in found}) == len(found)
+    assert [file for file in files if file not in found] == []
+
+
+def test_every_job_is_on_one_page(either, monkeypatch):
+    monkeypatch.setattr(module, "PAGE", 2)
+    file = uploaded(either, "listed.jsonl")
+    ids = {either.create_job(model=MODEL, training_file=file.id, metadata={"run_id": "x"}).id for _ in range(5)}
+    found, pages = listed(either.jobs_listed)
+    assert pages > 2
+    assert len({job.id for job in found}) == len(found)
+    assert ids <= {job.id for job in found}
+    assert {job.document["metadata"]["run_id"] for job in found if job.id in ids} == {"x"}
+
+
 def test_a_deleted_file_is_gone_and_may_be_deleted_again(either):
     file = uploaded(either, "gone.jsonl")
     either.delete_file(file.id)

@@ -16,6 +16,7 @@ from tunedrop.errors import (
     Unauthorised,
     UnknownOutcome,
 )
+from tunedrop.runs import Failure
 from tunedrop.steps import Done, Wait, next_look_seconds, take
 
 HOUR = 3600
@@ -163,3 +164,14 @@ def test_no_wait_outlasts_the_deadline(run, clock):
     """A job that runs on costs money, whatever the heartbeat is."""
     clock.advance(3500)
     assert take(lambda: Wait(36_000, "training"), run, 1)["wait_seconds"] == 101
+
+
+@pytest.mark.parametrize("error", [None, Failure("c", "A sentence.")])
+@pytest.mark.parametrize("model", [None, "ft:x"])
+def test_a_run_that_has_ended_takes_no_step_and_tells_its_end(ledger, run, clock, error, model):
+    ended = ledger.finish(run.run_id, "failed" if error else "succeeded", error, fine_tuned_model=model)
+    clock.advance(365 * 24 * HOUR)
+    expected = {"run_id": run.run_id, "state": ended.state}
+    expected |= {"error": {"code": "c", "message": "A sentence."}} if error else {}
+    expected |= {"fine_tuned_model": model} if model else {}
+    assert take(raising(AssertionError("no step")), ended, 168) == expected

@@ -21,7 +21,7 @@ from tunedrop.errors import (
 from tunedrop.ledger import CREATE_JOB
 from tunedrop.provider import ProviderModel
 from tunedrop.providers import PROFILES
-from tunedrop.runs import Run, RunRequest
+from tunedrop.runs import FINAL, Run, RunRequest, swept_run_id
 from tunedrop.settings import UploadSettings
 from tunedrop.smoke_test import DEFAULT_PROMPT
 from tunedrop.steps import Done, Wait
@@ -683,3 +683,52 @@ def test_a_dataset_that_is_rejected_takes_nobodys_turn(drop, upload, provider, c
     with pytest.raises(Rejected):
         upload(drop(b"{}\n"))
     assert upload(drop()) == Done("waiting")
+
+
+# Events that come after the sweeper has missed them
+
+
+@pytest.fixture
+def swept(bucket, ledger, clock):
+    """The run that the sweeper starts on the object that is there."""
+
+    def swept(key=KEY):
+        etag, size = bucket.etag(key), len(bucket.objects[key])
+        run_id = swept_run_id("datasets", key, etag, bucket.modified[key])
+        return ledger.begin(Run.of(RunRequest(run_id, "datasets", key, etag, size)))
+
+    return swept
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("state", [None, "succeeded"])
+def test_an_event_that_comes_late_trains_on_nothing_twice(
+    drop, upload, swept, bucket, provider, ledger, clock, force, state
+):
+    specify(bucket, force=force)
+    late = drop()
+    first = swept()
+    upload(first)
+    if state:
+        ledger.finish(first.run_id, state, None)
+    clock.advance(3600)
+    with pytest.raises(Duplicate, match=first.run_id) as caught:
+        upload(late)
+    assert caught.value.code == "late_event"
+    assert uploads(provider, late) == []
+
+
+@pytest.mark.parametrize("state", [state for state in FINAL if state != "succeeded"])
+def test_an_event_that_comes_after_the_sweepers_run_failed_runs(drop, upload, swept, ledger, state):
+    late = drop()
+    ledger.finish(swept().run_id, state, None)
+    assert upload(late) == Done("waiting")
+
+
+def test_the_same_content_dropped_again_is_not_late(drop, upload, swept, bucket, provider, clock):
+    specify(bucket, force=True)
+    drop()
+    upload(swept())
+    clock.advance(60)
+    again = drop()
+    assert upload(again) == Done("waiting")

@@ -23,6 +23,7 @@ from tunedrop.secret_store import KnownSecret
 TIME_SCALE = 1500.0
 ENDED_WITHIN = 60.0
 LOOK_SECONDS = 0.03
+NEVER = "rate(3650 days)"  # a test sweeps when it wants to
 JOBS = "/v1/fine_tuning/jobs"
 FILES = "/v1/files"
 
@@ -57,7 +58,8 @@ class RunningStack:
     """Whether its provider's jobs carry the run's id."""
 
     def __init__(self, *options: str, time_scale: float = TIME_SCALE) -> None:
-        command = [sys.executable, "-m", "local", "up", "--json", "--time-scale", str(time_scale), *options]
+        command = [sys.executable, "-m", "local", "up", "--json", "--time-scale", str(time_scale)]
+        command += ["--set", f"SweepRate={NEVER}", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         assert line, f"the stack did not start (exit status {self.process.wait()})"
@@ -169,6 +171,22 @@ class RunningStack:
         assert answer.status_code == 202, answer.text
         (accepted,) = answer.json()["accepted"]
         return accepted["run_id"]
+
+    # The sweeper
+
+    def sweep(self) -> dict[str, int]:
+        """Sweeps; what was found, by kind."""
+        answer = self.aws("lambda").invoke(FunctionName="ReconcileFunction", Payload=b"{}")
+        swept = json.loads(answer["Payload"].read())
+        assert "FunctionError" not in answer, swept
+        return swept["counts"]
+
+    def sweeps(self, kind: str) -> dict[str, Any]:
+        """Sweeps until one thing of this kind is found, which is old enough by then; what is told of it."""
+        until(self.sweep, lambda counts: counts.get(kind), 30)
+        report = json.loads(self.get("results/_sweeps/latest.json"))
+        (found,) = [found for found in report["found"] if found["kind"] == kind]
+        return found
 
     # The stack's own controls
 

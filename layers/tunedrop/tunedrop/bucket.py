@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.parsers import ResponseParserError
 
 from tunedrop.errors import Denied, Missing, Superseded, Transient, TunedropError, Unauthorised
+from tunedrop.pages import Page
 from tunedrop.secret_store import CACHE_SECONDS, Secret, StoredSecret
 from tunedrop.settings import StorageSettings, load
 
@@ -40,12 +41,24 @@ _REFUSED = ("401", "Unauthorized", "InvalidAccessKeyId", "SignatureDoesNotMatch"
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object opened for reading: its eTag, its size in bytes, and its chunks, which can be read once."""
+    """An object opened for reading: its eTag, its size in bytes, its chunks, which can be read once, and the epoch
+    second at which it was written."""
 
     key: str
     etag: str
     size: int
     chunks: Iterator[bytes]
+    modified_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object as a listing tells it; ``modified_at`` in epoch seconds."""
+
+    key: str
+    etag: str
+    size: int
+    modified_at: float
 
 
 class _Place(TypedDict):
@@ -58,6 +71,9 @@ class Bucket(Protocol):
 
     def open(self, key: str, etag: str | None = None) -> StoredObject:
         """Opens an object, as the version ``etag`` where one is given."""
+
+    def listed(self, prefix: str, cursor: str | None = None) -> Page[ListedObject]:
+        """The objects whose keys begin with ``prefix``, in the order of their keys; at most 1,000 in a page."""
 
     def write(self, key: str, body: bytes, content_type: str) -> None:
         """Writes a whole object."""
@@ -94,7 +110,24 @@ class S3Bucket:
         # A store that takes no notice of ranges has answered the whole.
         size = int(answer["ContentRange"].rpartition("/")[2]) if answer.get("ContentRange") else length
         version = _Version(key, answer["ETag"].strip('"'), size)
-        return StoredObject(key, version.etag, size, self._chunks(version, length, answer["Body"]))
+        chunks = self._chunks(version, length, answer["Body"])
+        return StoredObject(key, version.etag, size, chunks, answer["LastModified"].timestamp())
+
+    def listed(self, prefix: str, cursor: str | None = None) -> Page[ListedObject]:
+        """See :class:`Bucket`. The cursor is the last key, which never grows old.
+
+        Raises:
+            Missing: there is no such bucket.
+            Unauthorised, Denied: the store does not accept our credentials, or not for this.
+            Transient: the store did not answer properly.
+        """
+        asked: dict[str, Any] = {"Bucket": self._name, "Prefix": prefix} | ({"StartAfter": cursor} if cursor else {})
+        answer = self._ask(lambda s3: s3.list_objects_v2(**asked), prefix)
+        items = [
+            ListedObject(found["Key"], found["ETag"].strip('"'), found["Size"], found["LastModified"].timestamp())
+            for found in answer.get("Contents", ())
+        ]
+        return Page(items, items[-1].key if items and answer["IsTruncated"] else None)
 
     def write(self, key: str, body: bytes, content_type: str) -> None:
         """Writes a whole object; writing it again is harmless.

@@ -42,7 +42,8 @@ class Ledger(Protocol):
     """
 
     def begin(self, run: Run) -> Run:
-        """Writes a new run, unless it is there already; returns what the ledger holds then."""
+        """Writes a new run, unless it is there already, and that its object has had one; returns what the ledger holds
+        then."""
 
     def get(self, run_id: str) -> Run:
         """The run; raises UnknownRun."""
@@ -137,8 +138,9 @@ class Ledger(Protocol):
 
 class DynamoLedger:
     """The ledger in a DynamoDB table whose only key is ``id``: ``run#ID`` for runs, ``content#HASH`` for claims,
-    ``job#PROVIDER/ID`` for whose a job is, ``object#BUCKET/KEY`` for the runs that train on an object, ``limit#NAME``
-    and ``places#GROUP`` for the limits of a service.
+    ``job#PROVIDER/ID`` for whose a job is, ``object#BUCKET/KEY`` for the runs that train on an object,
+    ``arrival#BUCKET/KEY/ETAG`` for the run that began last on an object as it was then, ``limit#NAME`` and
+    ``places#GROUP`` for the limits of a service.
 
     Every write is one conditional write, so that of two attempts at the same time one sees what the other did.
     """
@@ -150,9 +152,13 @@ class DynamoLedger:
     def begin(self, run: Run) -> Run:
         """See :meth:`Ledger.begin`."""
         item = {"id": f"run#{run.run_id}", **run.document()}
-        if self._put(item, "attribute_not_exists(id)", {}):
-            return run
-        return self.get(run.run_id)
+        if not self._put(item, "attribute_not_exists(id)", {}):
+            run = self.get(run.run_id)
+        begun_at = seconds(run.created_at)
+        arrival = {"id": arrival_id(run.bucket, run.key, run.etag), "run_id": run.run_id, "begun_at": begun_at}
+        expiring = {**arrival, "expires_at": int(now()) + KEPT_DAYS * 86_400}
+        self._put(expiring, "attribute_not_exists(id) OR begun_at < :at", {":at": begun_at})
+        return run
 
     def get(self, run_id: str) -> Run:
         """See :meth:`Ledger.get`."""
@@ -572,6 +578,11 @@ class DynamoLedger:
 def connect(environment: Mapping[str, str]) -> DynamoLedger:
     """The ledger that ``environment`` names."""
     return DynamoLedger(boto3.client("dynamodb"), load(LedgerSettings, environment).ledger_table)
+
+
+def arrival_id(bucket: str, key: str, etag: str) -> str:
+    """The id of the item that tells of the last run on an object of that eTag; at most 1,300 of 2,048 bytes."""
+    return f"arrival#{bucket}/{key}/{etag}"
 
 
 class _Unchanged(Exception):

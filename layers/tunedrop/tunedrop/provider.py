@@ -26,6 +26,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from openai.types.uploads import UploadPart
 
 from tunedrop.errors import Denied, Rejected, Throttled, Transient, TunedropError, Unauthorised, UnknownOutcome
+from tunedrop.pages import Page
 from tunedrop.providers import PROFILES, ProviderProfile, UnknownProvider, is_base_url, profile_of, read_profiles
 from tunedrop.refusals import recognise, without_quotations
 from tunedrop.secret_store import KeySecret, Secret, StoredSecret, keys_of
@@ -178,6 +179,12 @@ class Provider(Protocol):
     def jobs_on(self, training_file: str) -> list[ProviderJob]:
         """Every job that trains on that file, oldest first."""
 
+    def files_listed(self, cursor: str | None = None) -> Page[ProviderFile]:
+        """All files, in parts and in the service's order; the cursor is the last file's id."""
+
+    def jobs_listed(self, cursor: str | None = None) -> Page[ProviderJob]:
+        """All jobs, likewise."""
+
     def create_job(self, **parameters: Any) -> ProviderJob:
         """Creates a job: this is what costs money."""
 
@@ -313,6 +320,16 @@ class OpenAIProvider:
         """See :class:`Provider`; every job on every page is compared."""
         jobs = self._read(lambda client: [_job(job) for job in _pages(client.fine_tuning.jobs.list(limit=PAGE))])
         return sorted((job for job in jobs if job.training_file == training_file), key=_age)
+
+    def files_listed(self, cursor: str | None = None) -> Page[ProviderFile]:
+        """See :class:`Provider`."""
+        return self._read(lambda client: _page(client.files.list(limit=PAGE, after=_sent(cursor)), _file, cursor))
+
+    def jobs_listed(self, cursor: str | None = None) -> Page[ProviderJob]:
+        """See :class:`Provider`."""
+        return self._read(
+            lambda client: _page(client.fine_tuning.jobs.list(limit=PAGE, after=_sent(cursor)), _job, cursor)
+        )
 
     def create_job(self, **parameters: Any) -> ProviderJob:
         """See :class:`Provider`."""
@@ -550,6 +567,21 @@ def _pages(first: Any) -> Iterator[object]:
             return  # a service that repeats its pages would otherwise be read for ever
         yield from new
         seen.update(item.id for item in new)
+
+
+def _sent(cursor: str | None) -> Any:
+    return cursor or openai.omit
+
+
+def _page[Item: (ProviderFile, ProviderJob)](
+    page: Any, convert: Callable[[object], Item], cursor: str | None
+) -> Page[Item]:
+    if not isinstance(page.data, list):
+        raise _UnreadableAnswer
+    items = [convert(item) for item in page.data]
+    last = items[-1].id if items else None
+    # A service that takes no notice of the cursor would otherwise be read for ever.
+    return Page(items, last if page.has_next_page() and last != cursor else None)
 
 
 def _translated[Answer](call: Callable[[], Answer], key: str, *, creating: bool, with_data: bool = False) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -35,6 +36,14 @@ def run_id_of(bucket: str, key: str, etag: str, occurred: str) -> str:
     return hashlib.sha256(parts).hexdigest()[:32]
 
 
+def swept_run_id(bucket: str, key: str, etag: str, modified_at: float) -> str:
+    """The id of the run that the sweeper starts for an object whose event was lost; ``modified_at`` in epoch seconds.
+
+    Whole seconds count: reading an object tells no more of them, and a late event's run has to find this one.
+    """
+    return run_id_of(bucket, key, etag, timestamp(math.floor(modified_at)))
+
+
 @dataclass(frozen=True, slots=True)
 class RunRequest:
     """What an execution is started with."""
@@ -53,6 +62,11 @@ class RunRequest:
             KeyError: a value is missing.
         """
         return cls(given["run_id"], given["bucket"], given["key"], given["etag"], given.get("size"))
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """What ``run`` was started with."""
+        return cls(run.run_id, run.bucket, run.key, run.etag, run.size)
 
     def to_input(self) -> str:
         """The execution's input; the same request always reads the same, so that starting it twice is harmless."""

@@ -98,6 +98,17 @@ class NotifySettings:
     allow_loopback: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ReconcileSettings:
+    """Of ``functions/reconcile``; prefix and suffix are the webhook's."""
+
+    bucket_name: str
+    state_machine_arn: str
+    final_states_topic_arn: str
+    key_prefix: str = ""
+    key_suffix: str = ""
+
+
 def load[Settings](kind: type[Settings], environment: Mapping[str, str]) -> Settings:
     """Reads the settings of ``kind`` from ``environment``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunedrop.clock import now, seconds
@@ -45,12 +45,15 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
 
     The answer is ``run_id`` and ``state``, with ``wait_seconds`` (a whole number of at least 1) when the step wants to
     be asked again, ``notice`` when something is to be told of before, ``error`` when it has ended the run,
-    ``fine_tuned_model`` once there is one. A run that is older than its deadline is timed out instead of stepping on.
+    ``fine_tuned_model`` once there is one. A run that is older than its deadline is timed out instead of stepping on,
+    and one that has ended already takes no step: its end is only told once more.
 
     Raises:
         Transient: the state machine repeats the step.
     """
     answer: dict[str, Any] = {"run_id": run.run_id, "state": run.state}
+    if run.is_final:
+        return answer | _end(run)
     deadline = seconds(run.created_at) + deadline_hours * 3600
     try:
         if now() > deadline:
@@ -77,6 +80,11 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
         return answer | {"state": outcome.state, "wait_seconds": max(1, math.ceil(pause))} | told
     model = {"fine_tuned_model": outcome.fine_tuned_model} if outcome.fine_tuned_model else {}
     return answer | {"state": outcome.state} | model
+
+
+def _end(run: Run) -> dict[str, Any]:
+    error = {"error": asdict(run.error)} if run.error else {}
+    return error | ({"fine_tuned_model": run.fine_tuned_model} if run.fine_tuned_model else {})
 
 
 def _notice(run: Run, notice: str) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from tunedrop.runs import Run, adapter_key, is_adapter, results_key
 DELAYED = "delayed"
 """Notice of a job that has been in the service's queue for long."""
 
+MODEL_FOUND = "model_found"
+"""Notice of a job that turned out to have succeeded after its run had ended without it."""
+
 _HEADLINES = {
     "succeeded": "Your model is ready",
     "failed": "Your run failed",
@@ -28,6 +31,10 @@ _NOTICES = {
         # A job that was paused is queued anew: only its age is known for certain.
         "more than a day after it was created the job is queued at the fine-tuning service; the run waits on, and ends "  # noqa: ISC004
         "as it would have; whoever does not want to wait can cancel the job there",
+    ),
+    MODEL_FOUND: (
+        "A model is ready after all",
+        "the run had ended without it, but its job was found to have succeeded at the fine-tuning service",
     ),
 }
 _MAX_SUBJECT = 99  # of an e-mail from SNS, which takes ASCII without line breaks alone

@@ -23,7 +23,7 @@ from tunedrop.job_specification import MAX_SIZE
 from tunedrop.ledger import Ledger, UnknownRun
 from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, judge_job, preflight, provider_and_model
 from tunedrop.provider import Provider, Registry
-from tunedrop.runs import Run, results_key
+from tunedrop.runs import Run, results_key, swept_run_id
 from tunedrop.settings import UploadSettings
 from tunedrop.smoke_test import with_wish
 from tunedrop.steps import Done, Wait
@@ -52,7 +52,8 @@ def upload_dataset(
 
     Raises:
         Rejected: the dataset or its specification is invalid; the report says all, the message the first error.
-        OverBudget, Duplicate: it would cost more than it may; it is being, or has been trained on already.
+        OverBudget, Duplicate: it would cost more than it may; it is being, or has been trained on already, or its event
+            comes after the sweeper has started a run in its place.
         Missing, Superseded: the object is gone, or is another one by now.
         UnknownOutcome: the service may hold the file; the next call looks for it.
         Transient, Throttled, Unauthorised, Denied: as reading and uploading raise them.
@@ -77,6 +78,7 @@ def _check_and_send(
     specification_text = _specification(run, bucket)
     provider, wanted = _wanted(specification_text, settings, providers)
     training = bucket.open(run.key, run.etag)
+    _refuse_late(run, training, ledger)
     _refuse_too_large(training, provider)
 
     def outgoing(stored: StoredObject, ending: str) -> Outgoing:
@@ -139,6 +141,20 @@ def _may_leave_unchecked(specification: bytes | None, wanted: Wanted) -> bool:
     """
     judged = judge_job(specification, wanted)
     return not judged.errors and not judged.specification.refuse_sensitive
+
+
+def _refuse_late(run: Run, stored: StoredObject, ledger: Ledger) -> None:
+    """Refuses an event that comes after the sweeper has missed it and started a run on what it is about.
+
+    The claim to the content does not do it alone: ``force`` makes none, and is meant once.
+    """
+    swept_id = swept_run_id(run.bucket, run.key, run.etag, stored.modified_at)
+    try:
+        swept = ledger.get(swept_id)
+    except UnknownRun:
+        return
+    if swept_id != run.run_id and (not swept.is_final or swept.state == "succeeded"):
+        raise Duplicate("late_event", f"run {swept_id} was started on this file because its event did not come in time")
 
 
 def _refuse_too_large(stored: StoredObject, provider: Provider) -> None:
