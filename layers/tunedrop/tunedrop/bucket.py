@@ -58,6 +58,9 @@ class Bucket(Protocol):
     def open(self, key: str, etag: str | None = None) -> StoredObject:
         """Opens an object, as the version ``etag`` where one is given."""
 
+    def peek(self, key: str, count: int, etag: str | None = None) -> tuple[bytes, int]:
+        """An object's first ``count`` bytes, or all where it has fewer, and its size."""
+
     def write(self, key: str, body: bytes, content_type: str) -> None:
         """Writes a whole object."""
 
@@ -94,6 +97,21 @@ class S3Bucket:
         size = int(answer["ContentRange"].rpartition("/")[2]) if answer.get("ContentRange") else length
         version = _Version(key, answer["ETag"].strip('"'), size)
         return StoredObject(key, version.etag, size, self._chunks(version, length, answer["Body"]))
+
+    def peek(self, key: str, count: int, etag: str | None = None) -> tuple[bytes, int]:
+        """Reads an object's first ``count`` bytes, or all where it has fewer, and its size; nothing else of it.
+
+        Raises:
+            Missing, Superseded, Unauthorised, Denied, Transient: as :meth:`open` does.
+        """
+        try:
+            answer = self._get(key, etag, f"bytes=0-{count - 1}")
+        except _NoSuchRange:  # it is empty
+            return b"", 0
+        length = answer["ContentLength"]
+        size = int(answer["ContentRange"].rpartition("/")[2]) if answer.get("ContentRange") else length
+        version = _Version(key, answer["ETag"].strip('"'), size)
+        return b"".join(self._read(version, 0, min(count, size), answer["Body"])), size
 
     def write(self, key: str, body: bytes, content_type: str) -> None:
         """Writes a whole object; writing it again is harmless.

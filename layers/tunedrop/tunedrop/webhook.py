@@ -12,6 +12,7 @@ from tunedrop.runs import RunRequest
 from tunedrop.secret_store import Secret
 
 MAX_BODY_BYTES = 1 << 20
+NO_ACCOUNT = "an adapter, and the stack has no Workers AI account: set its parameter WorkersAiAccountId"
 
 Answer = tuple[HTTPStatus, dict[str, Any]]
 
@@ -41,12 +42,14 @@ def take_notification(
     bucket: str,
     secret: Secret,
     executions: Executions,
+    adapters: Executions | None = None,
     deletions: Deletions | None = None,
 ) -> Answer:
     """Verifies a notification and starts its runs; answers as the page on webhooks says.
 
     202 with what was accepted and what was ignored and why, 400 malformed, 401 not authentic, 413 over 1 MiB, 503 when
-    a run could not be handed over: the sender repeats the whole notification, which starts no run twice. With
+    a run could not be handed over: the sender repeats the whole notification, which starts no run twice. ``adapters``
+    is where the runs that publish adapters are started, None where the stack has no account to publish them in. With
     ``deletions`` the runs of deleted datasets are cancelled; then those are answered too, as ``cancelling``.
     """
     if len(body) > MAX_BODY_BYTES:
@@ -61,12 +64,13 @@ def take_notification(
             if deletions and event.bucket == bucket and event.deletes_dataset and (run_id := deletions.take(event)):
                 cancelling.append({"key": event.key, "run_id": run_id})
                 continue
+            starting = adapters if event.brings_adapter else executions
             reason = event.why_ignored(bucket)
-            if reason:
-                ignored.append({"key": event.key, "reason": reason})
+            if reason or starting is None:
+                ignored.append({"key": event.key, "reason": reason or NO_ACCOUNT})
                 continue
             request = event.run_request()
-            executions.start(request)
+            starting.start(request)
             accepted.append({"key": request.key, "run_id": request.run_id})
     except signatures.NotAuthentic:
         return refusal(HTTPStatus.UNAUTHORIZED, "not_authentic", "the signature or token is missing, wrong or too old")
