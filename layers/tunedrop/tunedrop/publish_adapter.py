@@ -34,15 +34,12 @@ from tunedrop.errors import (
     Unauthorised,
 )
 from tunedrop.ledger import Ledger, UnknownRun
-from tunedrop.runs import CONFIG, WEIGHTS, Run, adapter_name, results_key
+from tunedrop.runs import CONFIG, DEPLOYMENT, WEIGHTS, Run, adapter_name, results_key
 from tunedrop.steps import Done, Wait, next_look_seconds
 from tunedrop.workers_ai import TOO_MANY, Asset, Finetune, WorkersAi
 
 EFFECT = "create_finetune"
 NOTE = "publication"
-DEPLOYMENT = "deployment"
-"""Under this, the run that trained an adapter has noted what its job specification wishes."""
-
 MAX_ADAPTERS = 100
 """https://developers.cloudflare.com/workers-ai/features/fine-tunes/loras/"""
 
@@ -121,9 +118,7 @@ def publish_adapter(
     _send(run, finetune, checked, files.size, bucket, workers_ai, ledger)
     since = float(ledger.noted(run.run_id, NOTE)["sent_at"])
     if finetune.id not in {listed.id for listed in workers_ai.finetunes()}:
-        return _look_again(
-            since, run, "Workers AI does not list the finetune that it created; nothing was lost with it"
-        )
+        return _look_again(since, run, "Workers AI does not list the finetune that it has created")
     report["finetune"] = {"id": finetune.id, "name": finetune.name, "model": finetune.model}
     if smoke_test:
         answer = _ask(finetune, workers_ai, since, run)
@@ -280,9 +275,8 @@ def _ask(finetune: Finetune, workers_ai: WorkersAi, since: float, run: Run) -> d
             if pause is not None:
                 return Wait(pause, run.state)
         if not_ready and isinstance(error, Final):
-            raise Denied(
-                error.code, f"{error.message} The finetune {finetune.name} is there and cannot be deleted"
-            ) from None
+            message = f"{error.message} The finetune {finetune.name} is there, and cannot be deleted"
+            raise Denied(error.code, message) from None
         return {"prompt": PROMPT, "error": str(error)}
     return {"prompt": PROMPT, "answer": answer[:MAX_ANSWER]}
 

@@ -141,6 +141,8 @@ class Run:
 ADAPTERS = "adapters/"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+DEPLOYMENT = "deployment"
+"""Under this a run notes in the ledger how the adapter that it trains is to be published."""
 
 
 def adapter_key(name: str, file: str) -> str:

@@ -1,7 +1,8 @@
-"""Workers AI's finetunes, over Cloudflare's API: https://developers.cloudflare.com/api/resources/ai/subresources/finetunes
+"""Workers AI's finetunes, over Cloudflare's API.
 
-There is neither a deletion nor a reading of one: a name is taken for good. Everything that can go wrong comes out as one
-of :mod:`tunedrop.errors`; nothing is repeated here but a request that was refused for a token that has been replaced.
+https://developers.cloudflare.com/api/resources/ai/subresources/finetunes has neither a deletion nor a reading of one: a
+name is taken for good. Everything that can go wrong comes out as one of :mod:`tunedrop.errors`; nothing is repeated here
+but a request that was refused for a token that has been replaced.
 """
 
 from __future__ import annotations
@@ -58,25 +59,26 @@ class Refusal:
     meaning: str
 
 
-_ELSEWHERE = (
-    "there is no deletion in the API: ask Cloudflare for more, or publish in another account (WorkersAiAccountId)"
+TOO_MANY = Refusal(
+    "too_many_adapters",
+    Denied,
+    "the account holds as many adapters as it may, and the API deletes none: ask Cloudflare, or name another account as "
+    "WorkersAiAccountId",
 )
-
-TOO_MANY = Refusal("too_many_adapters", Denied, f"the account holds as many adapters as it may; {_ELSEWHERE}")
 NOT_PERMITTED = Refusal(
     "permission_denied",
     Denied,
-    'the API token may not do this: give it the permission "Workers AI: Edit" on the account that WorkersAiAccountId names',
+    'the API token may not do this: give it "Workers AI: Edit" on the account that WorkersAiAccountId names',
 )
 UNSUPPORTED = Refusal(
     "unsupported_model",
     Rejected,
-    "Workers AI does not serve adapters of this model (any more): train on another one, see its catalogue's capability LoRA",
+    "Workers AI does not serve adapters of this model (any more): train on another one",
 )
 NAME_TAKEN = Refusal(
     "name_taken", Rejected, "Workers AI knows the name already: drop the adapter into a folder of another name"
 )
-# https://developers.cloudflare.com/workers-ai/platform/errors/; 3037 is not on that page, and comes after an upload that
+# https://developers.cloudflare.com/workers-ai/platform/errors/; 3037 is not on that page, and comes after uploads that
 # went well: https://github.com/cloudflare/cloudflare-docs/issues/14757 and 23272.
 REFUSALS: Mapping[int, Refusal] = {
     3037: Refusal(
@@ -139,7 +141,7 @@ class CloudflareWorkersAi:
         self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=10, read=CALL_SECONDS))
 
     def finetunes(self) -> list[Finetune]:
-        """See :class:`WorkersAi`. Whether the listing is paged is not documented: where it says so, all pages are read."""
+        """See :class:`WorkersAi`. No paging is documented; where the listing says that it is paged, all is read."""
         found: dict[str, Finetune] = {}
         for page in range(1, MAX_PAGES + 1):
             envelope = self._call("GET", "/finetunes" if page == 1 else f"/finetunes?page={page}")
@@ -229,14 +231,13 @@ class CloudflareWorkersAi:
             )
         sent = {"authorization": f"Bearer {token}", "accept": "application/json", "user-agent": "tunedrop"}
         sent |= {"content-type": "application/json"} if isinstance(body, bytes) else {}
-        streamed = callable(body)
         try:
             answer = self._pool.request(
                 method,
                 self._account + path,
                 body=body() if callable(body) else body,
                 headers={**sent, **headers},
-                timeout=urllib3.Timeout(connect=10, read=UPLOAD_SECONDS) if streamed else None,
+                timeout=urllib3.Timeout(connect=10, read=UPLOAD_SECONDS) if callable(body) else None,
                 redirect=False,
                 preload_content=False,
             )
@@ -247,7 +248,7 @@ class CloudflareWorkersAi:
         envelope = _envelope(text)
         if answer.status == HTTPStatus.OK and envelope.get("success") is True:
             return envelope
-        raise _error(answer.status, answer.headers, envelope, token, creating=creating)
+        raise _error(answer.status, answer.headers, envelope, token, creating=creating, uploading=callable(body))
 
 
 def connect(environment: Mapping[str, str]) -> CloudflareWorkersAi | None:
@@ -304,7 +305,13 @@ def _more(info: object, page: int, count: int) -> bool:
 
 
 def _error(
-    status: int, headers: Mapping[str, str], envelope: Mapping[str, Any], token: str, *, creating: bool
+    status: int,
+    headers: Mapping[str, str],
+    envelope: Mapping[str, Any],
+    token: str,
+    *,
+    creating: bool,
+    uploading: bool,
 ) -> TunedropError:
     errors = envelope.get("errors")
     listed = [error for error in errors if isinstance(error, dict)] if isinstance(errors, list) else []
@@ -313,7 +320,7 @@ def _error(
     said = f" It said: {_cut(words.replace(token, '…'))} ({', '.join(map(str, codes)) or status})" if words else ""
     if status == HTTPStatus.UNAUTHORIZED:
         return Unauthorised("Cloudflare refused our API token (401): put a valid one into the Workers AI secret")
-    if (status == HTTPStatus.CONFLICT and not creating) or (_THERE_ALREADY.search(words) and not creating):
+    if uploading and (status == HTTPStatus.CONFLICT or _THERE_ALREADY.search(words)):
         return _ThereAlready(words)
     if status < 500:
         known = next((REFUSALS[code] for code in codes if code in REFUSALS), None)
