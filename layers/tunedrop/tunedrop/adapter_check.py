@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from tunedrop.runs import CONFIG, WEIGHTS
-from tunedrop.workers_ai_models import ServedModel, is_quantised, known_bases, served
+from tunedrop.workers_ai_models import MAX_RANK, ServedModel, is_quantised, known_bases, served
 
-MAX_RANK = 32
 MAX_FILE_BYTES = 300_000_000
 """A file has fewer."""
 

@@ -1,8 +1,8 @@
 """Workers AI's finetunes, over Cloudflare's API.
 
 https://developers.cloudflare.com/api/resources/ai/subresources/finetunes has neither a deletion nor a reading of one: a
-name is taken for good. Everything that can go wrong comes out as one of :mod:`tunedrop.errors`; nothing is repeated here
-but a request that was refused for a token that has been replaced.
+name is taken for good. What can go wrong comes out as one of :mod:`tunedrop.errors`; nothing is repeated here but
+a request that was refused for a token that has been replaced.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Refusal:
 TOO_MANY = Refusal(
     "too_many_adapters",
     Denied,
-    "the account holds as many adapters as it may, and the API deletes none: ask Cloudflare, or name another account as "
-    "WorkersAiAccountId",
+    "the account holds as many adapters as it may, and the API deletes none: ask Cloudflare, or name another account "
+    "as WorkersAiAccountId",
 )
 NOT_PERMITTED = Refusal(
     "permission_denied",

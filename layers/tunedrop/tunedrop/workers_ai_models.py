@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+MAX_RANK = 32
+"""Of an adapter; https://developers.cloudflare.com/workers-ai/features/fine-tunes/loras/"""
+
 # What the names of quantised copies end in; https://developers.cloudflare.com/workers-ai/features/fine-tunes/loras/
 # wants adapters of models that are not.
 _QUANTISED = re.compile(r"[-_.](bnb|awq|gptq|gguf|fp8|int[48]|[48]-?bit|w4a16|w8a8|mlx)\b", re.IGNORECASE)
