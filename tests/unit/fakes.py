@@ -201,6 +201,10 @@ class MemoryBucket:
         body = self.objects[key]
         return StoredObject(key, self.etag(key), len(body), (body[at : at + 7] for at in range(0, len(body), 7)))
 
+    def peek(self, key, count, etag=None):
+        stored = self.open(key, etag)
+        return self.objects[key][:count], stored.size
+
     def write(self, key, body, content_type):
         self.objects[key] = body
 

@@ -138,7 +138,7 @@ class CloudflareWorkersAi:
     def __init__(self, base_url: str, account_id: str, token: Secret) -> None:
         self._account = f"{base_url.rstrip('/')}/accounts/{quote(account_id, safe='')}/ai"
         self._token = token
-        self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(connect=10, read=CALL_SECONDS))
+        self._pool = urllib3.PoolManager(retries=False)
 
     def finetunes(self) -> list[Finetune]:
         """See :class:`WorkersAi`. No paging is documented; where the listing says that it is paged, all is read."""
@@ -237,7 +237,7 @@ class CloudflareWorkersAi:
                 self._account + path,
                 body=body() if callable(body) else body,
                 headers={**sent, **headers},
-                timeout=urllib3.Timeout(connect=10, read=UPLOAD_SECONDS) if callable(body) else None,
+                timeout=urllib3.Timeout(connect=10, read=UPLOAD_SECONDS if callable(body) else CALL_SECONDS),
                 redirect=False,
                 preload_content=False,
             )
