@@ -1,5 +1,6 @@
 """The emulated Workers AI in this process, and what its tests say again and again."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,7 @@ class RunningWorkersAi:
         requests.delete(f"{self.url}/_emulator/faults", timeout=20)
         self.service.finetunes.clear()
         self.service.requests.clear()
-        self.service.page_size, self.service.limit = None, 100
+        self.service.page_size, self.service.limit, self.service._clock = None, 100, time.time
 
 
 @contextmanager
