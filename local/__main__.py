@@ -12,14 +12,13 @@ from pathlib import Path
 from tunedrop.errors import Transient
 from urllib3.exceptions import HTTPError
 
-from local.adapter import small_adapter
 from local.deploy import ROOT, InvalidParameter
 from local.drop import NotAccepted, ask_adapter, drop, drop_adapter, printer, summary
 from local.stack import Address, Options, Stack, answers, running
 
 LOOK_SECONDS = 0.2
 EXAMPLE = ROOT / "events/examples/orchard.jsonl"
-ADAPTERS_BASE = "mistralai/Mistral-7B-Instruct-v0.2"
+EXAMPLE_ADAPTER = ROOT / "events/examples/orchard-adapter"
 ADAPTERS_PROMPT = "When do I pick a pear?"
 
 
@@ -84,12 +83,12 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def demo_adapter(options: argparse.Namespace) -> int:
-    """Starts a stack, drops a small adapter into it, asks what has become of it, and ends the stack."""
+    """Starts a stack, drops an adapter into it, asks what has become of it, and ends the stack."""
     say = printer(as_json=options.json)
     say("starting the embedded stack: AWS, R2 and Workers AI are emulated, the rest is the real thing")
     with Stack(_stack_options(options)) as stack:
         say(f"up        {stack.address.time_scale:g} s pass in one; logs in {os.path.relpath(stack.address.logs)}")
-        run = drop_adapter(stack.address, "orchard-desk", small_adapter(ADAPTERS_BASE), say)
+        run = drop_adapter(stack.address, options.folder, say)
         if run.state == "succeeded":
             say(f"asked     {ADAPTERS_PROMPT}")
             say(f"answered  {ask_adapter(stack.address, run, ADAPTERS_PROMPT)}")
@@ -165,8 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path, nargs="?", default=EXAMPLE, metavar="FILE")
     command.set_defaults(command=demo)
     command = commands.add_parser(
-        "demo-adapter", parents=[stack, json_], help="start a stack and drop a small LoRA adapter into it"
+        "demo-adapter", parents=[stack, json_], help="start a stack and drop a LoRA adapter into it"
     )
+    command.add_argument("folder", type=Path, nargs="?", default=EXAMPLE_ADAPTER, metavar="FOLDER")
     command.set_defaults(command=demo_adapter)
     return parser
 

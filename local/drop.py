@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import urllib3
 from tunedrop.bucket import s3_client
 from tunedrop.clock import seconds
 from tunedrop.ledger import DynamoLedger, UnknownRun
-from tunedrop.runs import WEIGHTS, Run, adapter_key, adapter_name
+from tunedrop.runs import CONFIG, WEIGHTS, Run, adapter_key, adapter_name
 from tunedrop.secret_store import KnownSecret
 from tunedrop.texts import text_of
 
@@ -52,16 +52,19 @@ def drop(address: Address, file: Path, key: str | None, say: Callable[[str], Non
     return _follow(address, run_id, say)
 
 
-def drop_adapter(address: Address, name: str, files: Mapping[str, bytes], say: Callable[[str], None]) -> Run:
-    """Puts an adapter's files into the bucket, in their order, and tells of its run until its final state has arrived.
+def drop_adapter(address: Address, folder: Path, say: Callable[[str], None]) -> Run:
+    """Puts the adapter in `folder` into the bucket, under the folder's name, and tells of its run to its end.
 
-    Raises `NotAccepted` when no run was started.
+    Raises `NotAccepted` when no run was started, OSError when a file cannot be read.
     """
+    name, files = folder.resolve().name, [folder / file for file in (CONFIG, WEIGHTS)]
+    for file in files:
+        file.open("rb").close()  # what cannot be read is said before anything is dropped
     s3 = bucket_client(address)
     before = len(_get(address.control, "deliveries"))
-    for file, body in files.items():
-        s3.put_object(Bucket=address.bucket, Key=adapter_key(name, file), Body=body)
-        say(f"dropped   {adapter_key(name, file)}, {len(body):,} bytes")
+    for file in files:
+        s3.upload_file(str(file), address.bucket, adapter_key(name, file.name))
+        say(f"dropped   {adapter_key(name, file.name)}, {file.stat().st_size:,} bytes")
     run_id = _run_id(address, adapter_key(name, WEIGHTS), before)
     say(f"accepted  run {run_id}")
     return _follow(address, run_id, say)

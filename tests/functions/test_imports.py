@@ -25,6 +25,7 @@ FIRST_EVENTS = {
     "upload": "upload.first",
     "create_job": "create_job.first",
     "poll_status": "poll_status.first",
+    "publish_adapter": "publish_adapter.first",
     "callback": "callback.succeeded",
     "collect": "collect.after_success",
     "notify": "notify.final_state",
@@ -46,6 +47,14 @@ UNUSED = {
     "upload": ("standardwebhooks", "tunedrop.notify", "tunedrop.webhook"),
     "create_job": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
     "poll_status": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
+    "publish_adapter": (
+        *CLIENT,
+        *ENGINE,
+        "standardwebhooks",
+        "tunedrop.notify",
+        "tunedrop.provider",
+        "tunedrop.upload",
+    ),
     "callback": (*CLIENT, *ENGINE, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
     "collect": (*ENGINE, "standardwebhooks", "tunedrop.notify", "tunedrop.upload"),
     "notify": (*CLIENT, *ENGINE, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
@@ -53,7 +62,7 @@ UNUSED = {
 NEVER = ("aws_xray_sdk", "mypy_boto3_s3", "requests", "tunedrop.cli")
 COSTLY = ("aws_lambda_powertools", "boto3", "botocore", *CLIENT, *ENGINE, "standardwebhooks", "tunedrop", "urllib3")
 
-OPTIONAL = ("PROVIDER_BASE_URL", "PROVIDERS", "ALLOW_PLAIN_HTTP")
+OPTIONAL = ("PROVIDER_BASE_URL", "PROVIDERS", "ALLOW_PLAIN_HTTP", "WORKERS_AI_ACCOUNT_ID")
 REQUIRED = [
     (folder, variable)
     for folder in FUNCTIONS

@@ -292,6 +292,8 @@ def test_the_two_files_must_belong_together():
 
 
 def test_rank_and_sides_of_a_pair_agree():
+    (uneven,) = check(tensors={**TENSORS, B: (64, 16)}).errors
+    assert (uneven.code, uneven.path) == ("rank_mismatch", B.removesuffix(".lora_B.weight"))
     swapped = {name: shape[::-1] for name, shape in TENSORS.items()}
     assert {problem.code for problem in check(tensors=swapped).errors} == {"rank_mismatch"}
 
