@@ -29,8 +29,9 @@ lint: .venv  ## mend what the linters can mend, show the rest
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
-bench: .venv  ## measure the stack, then the dataset check against a bare parse, the tokenizer alone and its peers
+bench: .venv  ## measure the stack, a large adapter, then the dataset check against a bare parse, the tokenizer alone and its peers
 	$(BIN)/python -m tests.bench.stack
+	$(BIN)/python -m tests.bench.adapter
 	$(BIN)/python tests/bench/check.py --memory
 
 fuzz: .venv  ## feed the dataset check damaged files for a minute

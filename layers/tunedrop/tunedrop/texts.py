@@ -83,7 +83,8 @@ def text_of(run: Run, notice: str | None = None) -> str:
 
 
 def _headline(run: Run) -> str:
-    return (_HEADLINES_OF_ADAPTERS if adapter_name(run.key) else _HEADLINES)[run.state]
+    headlines = _HEADLINES | _HEADLINES_OF_ADAPTERS if adapter_name(run.key) else _HEADLINES
+    return headlines[run.state]
 
 
 def _count(number: int | None) -> str | None:
