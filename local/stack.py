@@ -23,7 +23,7 @@ from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
 from local.provider.manners import MANNERS
 from local.queues import Poller
-from local.r2 import Forwarder, Object, notifying, streaming
+from local.r2 import Forwarder, Object, guarded, notifying, streaming
 from local.receiver import Receiver
 from local.workers_ai import WorkersAiService
 
@@ -110,7 +110,7 @@ class Stack:
         self.close()
 
     def _start(self, options: Options, parts: ExitStack) -> Address:
-        deploy.check(options.parameters)
+        deploy.check({"ProviderBaseUrl": options.provider_url or "", **options.parameters})
         started = time.time()
         port = iter(range(options.port, options.port + 6)) if options.port else iter([0] * 6)
         gateway = parts.enter_context(Gateway(next(port)))
@@ -143,7 +143,7 @@ class Stack:
             gateway.url,
             {
                 **({} if options.provider_url or manners == "openai" else {"DefaultModel": _model_of(manners)}),
-                "AllowPlainHttp": "true",
+                "AllowLoopback": "true",
                 "CallbackHeartbeatMinutes": "0" if options.provider_url else str(HEARTBEAT_MINUTES),
                 "ProviderBaseUrl": provider_url,
                 "StorageEndpoint": s3.url,
@@ -174,7 +174,8 @@ class Stack:
             return started + (time.time() - started) * options.scale
 
         # Runs are timed by the scaled clock: what happens to their datasets must be too.
-        s3.start(_r2(self.forwarder, scaled))
+        self.access_key_ids = {storage["access_key_id"]}
+        s3.start(guarded(_r2(self.forwarder, scaled), self.access_key_ids))
         workers_ai.start(WorkersAiService(R2_ACCOUNT, workers_ai_token, scaled))
         bucket = deployment.parameters["BucketName"]
         deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
@@ -219,6 +220,9 @@ class Stack:
                 self.functions.inject(given.pop("function"), given)
             elif what == "restart":
                 self.functions.restart(given["function"])
+            elif what == "access_keys":
+                self.access_key_ids.clear()
+                self.access_key_ids.update(given["accepted"])
             elif what == "receiver":
                 self.receiver.refuse(**given)
             else:

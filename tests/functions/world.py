@@ -236,7 +236,7 @@ def made(parts: ExitStack) -> World:
     deployment = deploy.deploy(
         aws,
         {
-            "AllowPlainHttp": "true",
+            "AllowLoopback": "true",
             "ProviderBaseUrl": provider.url,
             "StorageEndpoint": aws,
             "WorkersAiAccountId": WORKERS_AI_ACCOUNT,

@@ -79,6 +79,7 @@ class MemoryLedger:
         self._called_back = set()
         self._objects = {}
         self._withdrawn = set()
+        self._spared = {}
         self.tokens = {}
 
     def begin(self, run):
@@ -159,11 +160,16 @@ class MemoryLedger:
 
     def withdraw(self, bucket, key, at):
         run = self._runs.get(self._objects.get((bucket, key)))
-        if run is None or run.is_final or at <= clock.seconds(run.created_at):
+        if run is None or run.is_final or at <= max(clock.seconds(run.created_at), self._spared.get(run.run_id, 0)):
             return None
         self._withdrawn.add(run.run_id)
         self._called_back.add(run.run_id)
         return run.run_id, self.tokens.get(run.run_id)
+
+    def spare(self, run_id, until):
+        self.get(run_id)
+        self._spared[run_id] = max(until, self._spared.get(run_id, 0))
+        return run_id not in self._withdrawn
 
     def withdrawn(self, run_id):
         self.get(run_id)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tunedrop.providers import ProviderProfile
-from tunedrop.workers_ai_models import MAX_RANK
 
 if TYPE_CHECKING:
     from tunedrop.job_specification import JobSpecification
@@ -15,8 +13,7 @@ if TYPE_CHECKING:
 MAX_METADATA_PAIRS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Unmet:
+class Unmet(NamedTuple):
     """A wish that the service cannot meet; the message names the remedy."""
 
     code: str
@@ -50,6 +47,8 @@ def unmet(specification: JobSpecification, profile: ProviderProfile) -> Iterator
 
 
 def _undeployable(specification: JobSpecification, profile: ProviderProfile) -> Iterator[Unmet]:
+    from tunedrop.workers_ai_models import MAX_RANK  # which few checks need
+
     path = "deploy.workers_ai"
     if not profile.gives_adapters:
         yield Unmet("unsupported", path, f"{profile.name} hands out no adapter; leave it out, or train elsewhere")

@@ -81,6 +81,10 @@ class Ledger(Protocol):
         """Notes for the run that trains on an object that it was deleted at that epoch second; its id and the token of
         its wait. None where no run that began before is under way."""
 
+    def spare(self, run_id: str, until: float) -> bool:
+        """Notes that the run is wanted all the same by who deleted its object before ``until`` (epoch second): the same
+        content was dropped again. False where it is withdrawn already, and nothing changes."""
+
     def withdrawn(self, run_id: str) -> bool:
         """Whether the object that the run trains on was deleted."""
 
@@ -224,10 +228,27 @@ class DynamoLedger:
                 return None
         except UnknownRun:
             return None
-        names = {"#withdrawn": "withdrawn", "#mark": "called_back"}
+        names = {"#withdrawn": "withdrawn", "#mark": "called_back", "#spared": "spared_until"}
         change = "SET #withdrawn = :mark, #mark = :mark"
-        item = self._update(run_id, change, "attribute_exists(id)", names, {":mark": True})
+        spared = "attribute_exists(id) AND (attribute_not_exists(#spared) OR #spared < :at)"
+        try:
+            item = self._update(run_id, change, spared, names, {":mark": True, ":at": at})
+        except _Unchanged:
+            return None
         return run_id, item.get("wake_token")
+
+    def spare(self, run_id: str, until: float) -> bool:
+        """See :meth:`Ledger.spare`."""
+        names = {"#withdrawn": "withdrawn", "#spared": "spared_until"}
+        sooner = (
+            "attribute_exists(id) AND attribute_not_exists(#withdrawn) "
+            "AND (attribute_not_exists(#spared) OR #spared < :until)"
+        )
+        try:
+            self._update(run_id, "SET #spared = :until", sooner, names, {":until": until})
+        except _Unchanged as unchanged:
+            return "withdrawn" not in unchanged.item
+        return True
 
     def withdrawn(self, run_id: str) -> bool:
         """See :meth:`Ledger.withdrawn`."""
