@@ -5,9 +5,11 @@ from datetime import UTC, date, datetime
 
 import pytest
 from msgspec.structs import replace
+from tunedrop import transfer
 from tunedrop.errors import (
     Duplicate,
     Missing,
+    NotYet,
     OverBudget,
     Rejected,
     Superseded,
@@ -16,6 +18,7 @@ from tunedrop.errors import (
     Unauthorised,
     UnknownOutcome,
 )
+from tunedrop.ledger import CREATE_JOB
 from tunedrop.provider import ProviderModel
 from tunedrop.providers import PROFILES
 from tunedrop.runs import DEPLOYMENT, Run, RunRequest
@@ -93,7 +96,7 @@ def test_the_report_is_left_in_the_bucket(drop, upload, bucket):
 def test_the_run_can_be_found_by_its_object(drop, upload, ledger, clock):
     run = drop()
     upload(run)
-    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (run.run_id, None)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == [(run.run_id, None)]
 
 
 def test_a_duplicate_does_not_take_the_object_from_the_run_that_trains_on_it(drop, upload, ledger, clock):
@@ -101,7 +104,7 @@ def test_a_duplicate_does_not_take_the_object_from_the_run_that_trains_on_it(dro
     upload(first)
     with pytest.raises(Duplicate):
         upload(second)
-    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (first.run_id, None)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == [(first.run_id, None)]
 
 
 @pytest.mark.parametrize(("wish", "prompt"), [(True, DEFAULT_PROMPT), ("What does ü cost?", "What does ü cost?")])
@@ -352,6 +355,19 @@ def test_the_same_dataset_dropped_again_is_a_duplicate_of_the_first_run(drop, up
     assert uploads(provider, second) == []
 
 
+def test_a_run_that_may_have_a_job_unseen_is_no_reason_to_pay_again_unless_that_is_wanted(
+    drop, upload, provider, ledger, bucket
+):
+    first, second = drop(), drop()
+    upload(first)
+    ledger.intend(first.run_id, CREATE_JOB)
+    ledger.finish(first.run_id, "timed_out", None)
+    with pytest.raises(Duplicate, match=f"{first.run_id}.*before it was known.*force"):
+        upload(second)
+    specify(bucket, force=True)
+    assert upload(second) == Done("waiting")
+
+
 def test_a_rejected_run_claims_nothing(drop, upload, bucket):
     specify(bucket, max_cost_usd=0.000001)
     with pytest.raises(OverBudget):
@@ -489,9 +505,9 @@ def test_a_deletion_that_arrives_after_the_same_content_was_put_again_cancels_no
     clock.advance(10)
     with pytest.raises(Duplicate):
         upload(drop())
-    assert ledger.withdraw("datasets", KEY, deleted_at) is None
+    assert ledger.withdraw("datasets", KEY, deleted_at) == []
     assert not ledger.withdrawn(first.run_id)
-    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (first.run_id, None), "the later one was deleted, too"
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == [(first.run_id, None)], "the later one was deleted, too"
 
 
 def test_a_dataset_that_was_moved_is_trained_on(drop, upload, ledger, clock):
@@ -500,7 +516,7 @@ def test_a_dataset_that_was_moved_is_trained_on(drop, upload, ledger, clock):
     with pytest.raises(Duplicate):
         upload(drop(key="elsewhere/moved.jsonl"))
     clock.advance(10)
-    assert ledger.withdraw("datasets", KEY, clock.at) is None
+    assert ledger.withdraw("datasets", KEY, clock.at) == []
 
 
 # Trouble on the way
@@ -545,12 +561,13 @@ def test_half_a_file_of_that_name_is_not_adopted(drop, upload, provider, ledger)
     ("what", "method"), [("bucket", "open"), ("bucket", "write"), ("provider", "files_named"), ("provider", "upload")]
 )
 def test_trouble_that_passes_leaves_nothing_behind_that_the_next_attempt_stumbles_over(
-    drop, upload, bucket, provider, ledger, what, method, error
+    drop, upload, bucket, provider, ledger, clock, what, method, error
 ):
     run = drop()
     whole = {"bucket": bucket, "provider": provider}[what]
     with pytest.raises(type(error)):
         upload(run, **{what: Broken(whole, method, error)})
+    clock.advance(getattr(error, "wait_seconds", 0))
     assert upload(run) == Done("waiting")
     assert len(uploads(provider, run)) == 1
 
@@ -676,3 +693,40 @@ def test_while_the_service_cannot_be_asked_for_the_model_nothing_is_sent(drop, u
         upload(run, provider=Broken(provider, "model", Transient("away")))
     assert uploads(provider, run) == []
     assert upload(run) == Done("waiting")
+
+
+# Limits
+
+
+@pytest.fixture
+def used_up(drop, upload, provider):
+    """A service that takes one file an hour, and has taken it."""
+    provider.profile = replace(provider.profile, files_per_hour=1)
+    upload(drop(chats(13), "first.jsonl"))
+
+
+@pytest.mark.parametrize("held", [transfer.HELD_BYTES, 100], ids=["at the end", "as it is read"])
+def test_a_valid_dataset_waits_for_its_turn_and_is_sent_then(drop, upload, provider, clock, used_up, monkeypatch, held):
+    monkeypatch.setattr(transfer, "HELD_BYTES", held)
+    run = drop()
+    with pytest.raises(NotYet) as caught:
+        upload(run)
+    assert uploads(provider, run) == []
+    assert 3600 < caught.value.wait_seconds < 3600 * 1.03
+    clock.advance(caught.value.wait_seconds)
+    assert upload(run) == Done("waiting")
+    assert len(uploads(provider, run)) == 1
+
+
+@pytest.mark.parametrize("held", [transfer.HELD_BYTES, 100], ids=["at the end", "as it is read"])
+def test_what_is_wrong_with_a_dataset_does_not_wait_for_its_turn(drop, upload, used_up, monkeypatch, held):
+    monkeypatch.setattr(transfer, "HELD_BYTES", held)
+    with pytest.raises(Rejected):
+        upload(drop(chats() + b"{}\n"))
+
+
+def test_a_dataset_that_is_rejected_takes_nobodys_turn(drop, upload, provider, clock):
+    provider.profile = replace(provider.profile, files_per_hour=1)
+    with pytest.raises(Rejected):
+        upload(drop(b"{}\n"))
+    assert upload(drop()) == Done("waiting")

@@ -84,6 +84,7 @@ def collect_results(
             # Without the traceback: what the service said of the key is in its causes.
             _logger.error("%s", error, extra={"alarm": "unauthorised", "run_id": run.run_id})  # noqa: TRY400
             raise
+    ledger.release(run.run_id)
     return {
         "run": run.document(),
         "subject": subject_of(run),

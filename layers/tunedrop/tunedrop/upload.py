@@ -270,11 +270,19 @@ def _duplicate_of(holder: str, run: Run, ledger: Ledger) -> Wait:
         same_object = ledger.get(holder).key == run.key
         if not ledger.spare(holder, began if same_object else _FOR_EVER) and not ledger.get(holder).is_final:
             return Wait(max(WITHDRAWN_PAUSE_SECONDS, (now() - began) / 60), "uploading")
-    raise Duplicate(
-        "duplicate",
-        f"run {holder} trains or has trained on the same dataset with the same specification; "
-        'say "force": true in the job specification to train again',
-    )
+    raise Duplicate("duplicate", _why_duplicate(holder, ledger))
+
+
+def _why_duplicate(holder: str, ledger: Ledger) -> str:
+    again = 'say "force": true in the job specification to train again'
+    with suppress(UnknownRun):  # a moment ago it was just beginning
+        run = ledger.get(holder)
+        if run.is_final and run.state != "succeeded":
+            return (
+                f"run {holder}, on the same dataset with the same specification, ended before it was known whether its "
+                f"job had come about; where the fine-tuning service has none, {again}"
+            )
+    return f"run {holder} trains or has trained on the same dataset with the same specification; {again}"
 
 
 def _beside(key: str, ending: str) -> str:
