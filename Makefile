@@ -4,13 +4,16 @@ SHELL := /bin/bash
 PYTHON := $(firstword $(foreach p,python3.13 python3 python3.14 python3.12,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && command -v $(p))))
 BIN := .venv/bin
 
-.PHONY: help demo up test lint bench fuzz lock clean
+.PHONY: help demo demo-adapter up test lint bench fuzz lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 demo: .venv  ## drop a dataset into the embedded stack and watch it become a model
 	$(BIN)/python -m local demo
+
+demo-adapter: .venv  ## drop a LoRA adapter into the embedded stack and watch it answer
+	$(BIN)/python -m local demo-adapter
 
 up: .venv  ## start the embedded stack and leave it running; CLOUDFLARE=workerd for the real runtime of R2's side
 	$(BIN)/python -m local up $(addprefix --cloudflare ,$(CLOUDFLARE))
@@ -26,11 +29,12 @@ lint: .venv  ## mend what the linters can mend, show the rest
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
-bench: .venv  ## measure the stack, the way of 200 MB and 2 GB, then the dataset check against its bounds and its peers
+bench: .venv  ## measure the stack, the way of 200 MB and 2 GB, a large adapter, then the dataset check against its bounds
 	$(BIN)/python -m tests.bench.stack
 	$(BIN)/python -m tests.bench.transfer
 	$(BIN)/python -m tests.bench.transfer --line 75
 	$(BIN)/python -m tests.bench.forwarder
+	$(BIN)/python -m tests.bench.adapter
 	$(BIN)/python tests/bench/check.py --memory
 
 fuzz: .venv  ## feed the dataset check damaged files for a minute

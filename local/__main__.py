@@ -1,4 +1,4 @@
-"""The embedded stack on the command line: `python -m local up | drop | demo`."""
+"""The embedded stack on the command line: `python -m local up | drop | demo | demo-adapter`."""
 
 import argparse
 import json
@@ -13,11 +13,13 @@ from tunedrop.errors import Transient
 from urllib3.exceptions import HTTPError
 
 from local.deploy import ROOT, InvalidParameter
-from local.drop import NotAccepted, drop, printer, summary
+from local.drop import NotAccepted, ask_adapter, drop, drop_adapter, printer, summary
 from local.stack import Address, Options, Stack, answers, running
 
 LOOK_SECONDS = 0.2
 EXAMPLE = ROOT / "events/examples/orchard.jsonl"
+EXAMPLE_ADAPTER = ROOT / "events/examples/orchard-adapter"
+ADAPTERS_PROMPT = "When do I pick a pear?"
 
 
 def main() -> int:
@@ -80,6 +82,20 @@ def demo(options: argparse.Namespace) -> int:
         return _drop(stack.address, options)
 
 
+def demo_adapter(options: argparse.Namespace) -> int:
+    """Starts a stack, drops an adapter into it, asks what has become of it, and ends the stack."""
+    say = printer(as_json=options.json)
+    say("starting the embedded stack: AWS, R2 and Workers AI are emulated, the rest is the real thing")
+    with Stack(_stack_options(options)) as stack:
+        say(f"up        {stack.address.time_scale:g} s pass in one; logs in {os.path.relpath(stack.address.logs)}")
+        run = drop_adapter(stack.address, options.folder, say)
+        if run.state == "succeeded":
+            say(f"asked     {ADAPTERS_PROMPT}")
+            say(f"answered  {ask_adapter(stack.address, run, ADAPTERS_PROMPT)}")
+        print(json.dumps(run.document()) if options.json else summary(run))
+    return 0 if run.state == "succeeded" else 1
+
+
 def _drop(address: Address, options: argparse.Namespace) -> int:
     run = drop(address, options.file, options.key, printer(as_json=options.json))
     print(json.dumps(run.document()) if options.json else summary(run))
@@ -99,6 +115,8 @@ def _describe(address: Address) -> None:
     secret          {address.webhook_secret}
   provider          {address.provider}
     key             {address.provider_key}
+  Workers AI        {address.workers_ai}
+    token           {address.workers_ai_token}
   AWS endpoint      {address.aws}
   logs              {os.path.relpath(address.logs)}
 """,
@@ -108,10 +126,10 @@ def _describe(address: Address) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="up | drop | demo")
+    commands = parser.add_subparsers(required=True, metavar="up | drop | demo | demo-adapter")
 
     stack = argparse.ArgumentParser(add_help=False)
-    stack.add_argument("--port", type=int, default=0, metavar="N", help="first of five ports; left out, any free ones")
+    stack.add_argument("--port", type=int, default=0, metavar="N", help="first of six ports; left out, any free ones")
     stack.add_argument("--provider-url", metavar="URL", help="a fine-tuning service to use instead of the emulated one")
     stack.add_argument("--provider-key", metavar="K", help='its API key, or JSON: {"NAME": "KEY", ...}')
     stack.add_argument(
@@ -151,6 +169,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("file", type=Path, nargs="?", default=EXAMPLE, metavar="FILE")
     command.set_defaults(command=demo)
+    command = commands.add_parser(
+        "demo-adapter", parents=[stack, json_], help="start a stack and drop a LoRA adapter into it"
+    )
+    command.add_argument("folder", type=Path, nargs="?", default=EXAMPLE_ADAPTER, metavar="FOLDER")
+    command.set_defaults(command=demo_adapter)
     return parser
 
 

@@ -11,7 +11,7 @@ import urllib3
 from tunedrop.bucket import s3_client
 from tunedrop.clock import seconds
 from tunedrop.ledger import DynamoLedger, UnknownRun
-from tunedrop.runs import Run
+from tunedrop.runs import CONFIG, WEIGHTS, Run, adapter_key, adapter_name
 from tunedrop.secret_store import KnownSecret
 from tunedrop.texts import text_of
 
@@ -50,6 +50,32 @@ def drop(address: Address, file: Path, key: str | None, say: Callable[[str], Non
     run_id = _run_id(address, key, before)
     say(f"accepted  run {run_id}")
     return _follow(address, run_id, say)
+
+
+def drop_adapter(address: Address, folder: Path, say: Callable[[str], None]) -> Run:
+    """Puts the adapter in `folder` into the bucket, under the folder's name, and tells of its run to its end.
+
+    Raises `NotAccepted` when no run was started, OSError when a file cannot be read.
+    """
+    name, files = folder.resolve().name, [folder / file for file in (CONFIG, WEIGHTS)]
+    for file in files:
+        file.open("rb").close()  # what cannot be read is said before anything is dropped
+    s3 = bucket_client(address)
+    before = len(_get(address.control, "deliveries"))
+    for file in files:
+        s3.upload_file(str(file), address.bucket, adapter_key(name, file.name))
+        say(f"dropped   {adapter_key(name, file.name)}, {file.stat().st_size:,} bytes")
+    run_id = _run_id(address, adapter_key(name, WEIGHTS), before)
+    say(f"accepted  run {run_id}")
+    return _follow(address, run_id, say)
+
+
+def ask_adapter(address: Address, run: Run, prompt: str) -> str:
+    """What the published adapter answers; the request is the one that anybody's program would make."""
+    order = {"messages": [{"role": "user", "content": prompt}], "raw": True, "lora": run.fine_tuned_model}
+    headers = {"authorization": f"Bearer {address.workers_ai_token}"}
+    answer = urllib3.request("POST", f"{address.workers_ai}/run/{run.model}", json=order, headers=headers, timeout=60)
+    return str(answer.json()["result"]["response"])
 
 
 def bucket_client(address: Address) -> "S3Client":
@@ -116,6 +142,8 @@ def _follow(address: Address, run_id: str, say: Callable[[str], None]) -> Run:
 def _detail(run: Run) -> str:
     if run.is_final:
         return f"after {seconds(run.finished_at or run.created_at) - seconds(run.created_at):,.0f} s on the run's clock"
+    if adapter_name(run.key):
+        return f"checked, for {run.model}" if run.state == "uploading" and run.model else ""
     details = {
         "waiting": f"{run.examples} examples checked and uploaded as {run.file_id}",
         "training": f"{run.job_id} on {run.model}",

@@ -1,4 +1,5 @@
-"""The embedded stack: the real template, state machine and handlers, around emulations of AWS, R2 and the provider."""
+"""The embedded stack: the real template, state machines and handlers, around emulations of AWS, R2, the provider and
+Workers AI."""
 
 import base64
 import json
@@ -31,6 +32,7 @@ from local.queues import Poller
 from local.r2 import Forwarder, Object, dating, guarded, keep_on_disk, notifying, streaming
 from local.receiver import Receiver
 from local.schedules import Scheduler
+from local.workers_ai import WorkersAiService
 
 WEBHOOK_PATH = "/events/r2"
 R2_ACCOUNT = "0123456789abcdef0123456789abcdef"
@@ -81,10 +83,14 @@ class Address:
     provider: str
     provider_key: str
     provider_control: str | None
+    workers_ai: str
+    workers_ai_token: str
+    workers_ai_control: str
     aws: str
     control: str
     ledger: str
     state_machine: str
+    adapter_state_machine: str
     logs: str
     time_scale: float
     pid: int
@@ -116,11 +122,12 @@ class Stack:
     def _start(self, options: Options, parts: ExitStack) -> Address:
         deploy.check({"ProviderBaseUrl": options.provider_url or "", **options.parameters})
         started = time.time()
-        port = iter(range(options.port, options.port + 5)) if options.port else iter([0] * 5)
+        port = iter(range(options.port, options.port + 6)) if options.port else iter([0] * 6)
         gateway = parts.enter_context(Gateway(next(port)))
         s3 = parts.enter_context(Server(next(port)))
         api = parts.enter_context(HttpApi(next(port)))
         control = parts.enter_context(Server(next(port)))
+        workers_ai = parts.enter_context(Server(next(port)))
         folder = STACKS / f"stack-{gateway.port}"
 
         callback_url = f"{api.url}/callbacks/{_default(options.parameters)}"
@@ -139,6 +146,7 @@ class Stack:
         gateway.serve(functions, time_scale=options.scale)
 
         webhook_secret, receiver_secret = _webhook_secret(), _webhook_secret()
+        workers_ai_token = secrets.token_hex(20)
         self.receiver = parts.enter_context(Receiver(receiver_secret))
         storage = {"access_key_id": secrets.token_hex(16), "secret_access_key": secrets.token_hex(32)}
         provider_url = options.provider_url or (provider.url if provider else "")
@@ -151,6 +159,8 @@ class Stack:
                 "CallbackHeartbeatMinutes": "0" if options.provider_url else str(HEARTBEAT_MINUTES),
                 "ProviderBaseUrl": provider_url,
                 "StorageEndpoint": s3_url,
+                "WorkersAiAccountId": R2_ACCOUNT,
+                "WorkersAiBaseUrl": workers_ai.url,
                 **options.parameters,
             },
             {
@@ -159,6 +169,7 @@ class Stack:
                 "ProviderSecret": secret,
                 "StorageSecret": json.dumps(storage),
                 "WebhookSecret": webhook_secret,
+                "WorkersAiSecret": workers_ai_token,
             },
         )
         for function in deployment.functions:
@@ -189,6 +200,7 @@ class Stack:
             deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
         self.access_key_ids = {storage["access_key_id"]}
         s3.start(guarded(bucket_app, self.access_key_ids))
+        workers_ai.start(WorkersAiService(R2_ACCOUNT, workers_ai_token, lambda: scaled(time.time())))
 
         address = Address(
             s3=s3_url,
@@ -203,10 +215,14 @@ class Stack:
             provider=provider_url,
             provider_key=key,
             provider_control=provider.control if provider else None,
+            workers_ai=f"{workers_ai.url}/accounts/{R2_ACCOUNT}/ai",
+            workers_ai_token=workers_ai_token,
+            workers_ai_control=f"{workers_ai.url}/_emulator",
             aws=gateway.url,
             control=control.url,
             ledger=deployment.outputs["LedgerTable"],
             state_machine=deployment.outputs["StateMachineArn"],
+            adapter_state_machine=deployment.outputs["AdapterStateMachineArn"],
             logs=str(folder / "logs"),
             time_scale=options.scale,
             pid=os.getpid(),

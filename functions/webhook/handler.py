@@ -1,4 +1,4 @@
-"""Takes the bucket's event notifications over HTTP and starts a run for each new dataset."""
+"""Takes the bucket's event notifications over HTTP and starts a run for each new dataset and adapter."""
 
 import json
 import os
@@ -29,6 +29,8 @@ def parts() -> dict[str, Any]:
         "secret": StoredSecret(settings.webhook_secret_arn),
         "executions": StepFunctionsExecutions(stepfunctions, settings.state_machine_arn),
     }
+    if settings.workers_ai_account_id:
+        found["adapters"] = StepFunctionsExecutions(stepfunctions, settings.adapter_state_machine_arn)
     if settings.on_deletion == "cancel":
         from tunedrop.ledger import DynamoLedger  # starting takes longer with it: only where deletions matter
 

@@ -3,15 +3,11 @@
 import dataclasses
 import hmac
 import json
-import os
 import re
-import socket
-import struct
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 from werkzeug.routing import Map, Rule
@@ -21,7 +17,7 @@ from werkzeug.wsgi import wrap_file
 
 from local.provider import shapes
 from local.provider.callbacks import Callbacks
-from local.provider.faults import Faults
+from local.provider.faults import Faults, met
 from local.provider.files import Incoming
 from local.provider.jobs import Plan, new_id
 from local.provider.manners import MIB, Manners
@@ -138,18 +134,7 @@ class Service:
         self._requests.append(entry)
         fault = self._faults.take(request.method, request.path)
         request.lag = fault.get("delay_listing", 0)
-        after = fault.get("after", False)
-        if "hang" in fault and not after:
-            time.sleep(fault["hang"])
-        if fault.get("reset") == "before":
-            _reset(request)
-        replaced = _replacement(fault)
-        response = self._carry_out(request) if after or not replaced else replaced
-        if "hang" in fault and after:
-            time.sleep(fault["hang"])
-        if fault.get("reset") == "after":
-            _reset(request)
-        response = _altered(fault, replaced or response)
+        response = met(fault, request, self._carry_out)
         entry["status"] = response.status_code
         return response
 
@@ -345,37 +330,3 @@ def _plain(content: Any) -> str:
     if isinstance(content, list):
         return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return "" if content is None else str(content)
-
-
-def _replacement(fault: dict[str, Any]) -> Response | None:
-    """Return what a fault answers instead of the truth, if it does."""
-    if "html" in fault:
-        page = "<!doctype html><title>Emulated fault</title><h1>Emulated fault</h1>"
-        return Response(page, fault["html"], mimetype="text/html")
-    if "status" not in fault:
-        return None
-    error = ApiError(fault["status"], "Emulated fault.", kind="server_error" if fault["status"] >= 500 else "requests")
-    body = fault.get("body", error.envelope)
-    if isinstance(body, str):
-        return Response(body, fault["status"], mimetype="text/plain")
-    return _json(body, fault["status"])
-
-
-def _altered(fault: dict[str, Any], response: Response) -> Response:
-    """Return the answer with what a fault adds to it or cuts from it."""
-    response.headers.update({key: str(value) for key, value in fault.get("headers", {}).items()})
-    if "truncate" in fault:
-        response.direct_passthrough = False
-        whole = response.get_data()
-        response.set_data(whole[: fault["truncate"]])
-        if fault.get("whole_length"):
-            response.content_length = len(whole)
-    return response
-
-
-def _reset(request: Request) -> NoReturn:
-    """Close the connection with RST, as a crashed proxy would, and leave the server nothing to write to."""
-    connection: socket.socket = request.environ["werkzeug.socket"]
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    os.close(connection.detach())
-    raise ConnectionResetError

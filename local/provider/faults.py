@@ -11,9 +11,17 @@ A fault holds one or several of these:
 """
 
 import fnmatch
+import json
+import os
+import socket
+import struct
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
+
+from werkzeug.wrappers import Request, Response
 
 from local.provider.shapes import ApiError, anything, boolean, integer, nullable, number, one_of, record, text
 
@@ -117,3 +125,56 @@ class Faults:
                         self._faults.remove(fault)
                 return fault.what
         return {}
+
+
+def met[Asked: Request](fault: dict[str, Any], request: Asked, carry_out: Callable[[Asked], Response]) -> Response:
+    """Return what a request is answered that is met by `fault`, which may be an empty one.
+
+    Raises ConnectionResetError once it has closed the connection.
+    """
+    after = fault.get("after", False)
+    if "hang" in fault and not after:
+        time.sleep(fault["hang"])
+    if fault.get("reset") == "before":
+        _reset(request)
+    replaced = _replacement(fault)
+    response = carry_out(request) if after or not replaced else replaced
+    if "hang" in fault and after:
+        time.sleep(fault["hang"])
+    if fault.get("reset") == "after":
+        _reset(request)
+    return _altered(fault, replaced or response)
+
+
+def _replacement(fault: dict[str, Any]) -> Response | None:
+    """Return what a fault answers instead of the truth, if it does."""
+    if "html" in fault:
+        page = "<!doctype html><title>Emulated fault</title><h1>Emulated fault</h1>"
+        return Response(page, fault["html"], mimetype="text/html")
+    if "status" not in fault:
+        return None
+    error = ApiError(fault["status"], "Emulated fault.", kind="server_error" if fault["status"] >= 500 else "requests")
+    body = fault.get("body", error.envelope)
+    if isinstance(body, str):
+        return Response(body, fault["status"], mimetype="text/plain")
+    return Response(json.dumps(body), fault["status"], mimetype="application/json")
+
+
+def _altered(fault: dict[str, Any], response: Response) -> Response:
+    """Return the answer with what a fault adds to it or cuts from it."""
+    response.headers.update({key: str(value) for key, value in fault.get("headers", {}).items()})
+    if "truncate" in fault:
+        response.direct_passthrough = False
+        whole = response.get_data()
+        response.set_data(whole[: fault["truncate"]])
+        if fault.get("whole_length"):
+            response.content_length = len(whole)
+    return response
+
+
+def _reset(request: Request) -> NoReturn:
+    """Close the connection with RST, as a crashed proxy would, and leave the server nothing to write to."""
+    connection: socket.socket = request.environ["werkzeug.socket"]
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(connection.detach())
+    raise ConnectionResetError

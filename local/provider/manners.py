@@ -142,6 +142,7 @@ MANNERS: Mapping[str, Manners] = {
             "weight_decay",
             "warmup_ratio",
         ),
+        adapter_files=True,
         file_limit=5 * 1024 * MIB,
         answers_models=False,
     ),

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunedrop.runs import CONFIG, WEIGHTS
+
+from local.adapter import config, shapes, weights
+
 LONGEST_LINE = 16 * 1024 * 1024
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
@@ -145,20 +149,9 @@ def accuracy(of_loss: float) -> float:
 
 
 def adapter(model: str, step: int) -> dict[str, bytes]:
-    """The files that a LoRA adapter of that model has after that step, by name: in the right form, and all zeros."""
-    config = {"base_model_name_or_path": model, "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16}
-    config |= {"target_modules": ["q_proj", "v_proj"], "model_type": "llama"}
-    shapes = {f"base_model.model.layers.0.self_attn.q_proj.lora_{part}.weight": (8, 64) for part in "AB"}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", "step": str(step)}}
-    size = 0
-    for name, (rows, columns) in shapes.items():
-        end = size + 4 * rows * columns
-        header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [size, end]}
-        size = end
-    text = json.dumps(header).encode()
-    weights = len(text).to_bytes(8, "little") + text + bytes(size)
+    """The files that a LoRA adapter of that model has after that step, by name."""
     return {
         "tokenizer_config.json": b"{}",
-        "adapter_config.json": json.dumps(config).encode(),
-        "adapter_model.safetensors": weights,
+        CONFIG: json.dumps(config(model)).encode(),
+        WEIGHTS: weights(shapes(), step, step=str(step)),
     }

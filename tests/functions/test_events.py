@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tunedrop import clock
-from tunedrop.runs import Failure, Run, RunRequest, run_id_of
+from tunedrop.runs import CONFIG, WEIGHTS, Failure, Run, RunRequest, run_id_of
 
 from tests.functions.matchers import Holding, Saying, Within
 from tests.functions.world import EVENTS, EXAMPLES, FUNCTIONS, SAMPLE_SECRET, World, sample
@@ -45,6 +45,29 @@ def uploaded(world: World, _: Any) -> None:
     world.drop("orchard.jsonl")
     world.drop("orchard.job.json")
     assert world.handle("upload.first")["state"] == "waiting"
+
+
+def adapter_dropped(*files: str) -> Callable[[World, Any], None]:
+    """An adapter, or as much of it, lies in the folder that the event is about."""
+
+    def given(world: World, event: Any) -> None:
+        for file in files:
+            world.drop(f"orchard-adapter/{file}", event["key"].replace(WEIGHTS, file))
+
+    return given
+
+
+def invalid_adapter(world: World, event: Any) -> None:
+    adapter_dropped(WEIGHTS)(world, event)
+    config = json.loads((EXAMPLES / "orchard-adapter" / CONFIG).read_text()) | {"r": 64}
+    key = event["key"].replace(WEIGHTS, CONFIG)
+    world.client("s3").put_object(Bucket=world.bucket, Key=key, Body=json.dumps(config).encode())
+
+
+def config_came(world: World, event: Any) -> None:
+    adapter_dropped(WEIGHTS)(world, event)
+    assert "wait_seconds" in world.handle("publish_adapter.first")
+    adapter_dropped(CONFIG)(world, event)
 
 
 def upload_throttled(world: World, _: Any) -> None:
@@ -278,6 +301,23 @@ def error(code: str, words: str) -> dict[str, Any]:
     return {"code": code, "message": Saying(words)}
 
 
+def one_finetune(world: World, event: Any) -> None:
+    (finetune,) = world.workers_ai.finetunes
+    assert (finetune.name, set(finetune.assets)) == ("orchard-desk", {CONFIG, WEIGHTS})
+    run = world.run(event)
+    assert (run.finetune_id, run.fine_tuned_model) == (finetune.id, finetune.name)
+    assert world.stored_keys() >= set(run.result_keys) == {f"results/{run.run_id}/report.json"}
+
+
+def no_finetune(world: World, _: Any) -> None:
+    assert world.workers_ai.finetunes == []
+
+
+def adapter_begun(world: World, _: Any) -> None:
+    (run_id,) = world.executions("AdapterStateMachineArn")
+    assert run_id == sample("publish_adapter.first")["run_id"]
+
+
 SPRING = "spring harvest/äpfel (neu).jsonl"
 DELIVERED: dict[str, Any] = {"batchItemFailures": []}
 ANY_NUMBER = Within(1, 1000)  # of jobs that the other samples have left at the service, under the same run
@@ -285,6 +325,7 @@ ANY_MODEL = Saying("ft:gpt-4.1-mini-2025-04-14:emulation:orchard-desk:")
 
 CASES = {
     "webhook.r2_put": Case(accepted("orchard.jsonl")),
+    "webhook.r2_adapter": Case(accepted("adapters/orchard-desk/adapter_model.safetensors"), then=adapter_begun),
     "webhook.r2_copy": Case(accepted("2026/spring/orchard.jsonl")),
     "webhook.r2_multipart": Case(accepted("big/desk + workshop.jsonl")),
     "webhook.s3_put": Case(accepted(SPRING)),
@@ -360,6 +401,25 @@ CASES = {
     "upload.gone": Case(
         {"run_id": Saying(""), "state": "missing", "error": error("object_missing", "gone.jsonl is no longer")},
         then=no_file,
+    ),
+    "publish_adapter.first": Case(
+        {"run_id": Saying(""), "state": "succeeded", "fine_tuned_model": "orchard-desk"},
+        given=adapter_dropped(CONFIG, WEIGHTS),
+        then=one_finetune,
+    ),
+    "publish_adapter.after_wait": Case(
+        {"run_id": Saying(""), "state": "succeeded", "fine_tuned_model": "orchard-desk"},
+        given=config_came,
+        then=one_finetune,
+    ),
+    "publish_adapter.invalid": Case(
+        {"run_id": Saying(""), "state": "rejected", "error": error("rank_too_large", "adapter_config.json, r")},
+        given=invalid_adapter,
+        then=no_finetune,
+    ),
+    "publish_adapter.gone": Case(
+        {"run_id": Saying(""), "state": "missing", "error": error("object_missing", "is no longer in the bucket")},
+        then=no_finetune,
     ),
     "create_job.first": Case(step("training"), given=uploaded, then=one_job),
     "create_job.after_wait": Case(step("training"), given=creation_lost, then=one_job),

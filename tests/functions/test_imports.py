@@ -25,6 +25,7 @@ FIRST_EVENTS = {
     "upload": "upload.first",
     "create_job": "create_job.first",
     "poll_status": "poll_status.first",
+    "publish_adapter": "publish_adapter.first",
     "callback": "callback.succeeded",
     "collect": "collect.after_success",
     "notify": "notify.final_state",
@@ -48,6 +49,7 @@ UNUSED = {
     "upload": ("standardwebhooks", "tunedrop.notify", "tunedrop.webhook"),
     "create_job": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
     "poll_status": (*ENGINE, "standardwebhooks", "tunedrop.bucket", "tunedrop.notify", "tunedrop.upload"),
+    "publish_adapter": (*HEAVY, "standardwebhooks", "tunedrop.notify", "tunedrop.provider", "tunedrop.upload"),
     "callback": (*HEAVY, "tunedrop.bucket", "tunedrop.provider", "tunedrop.upload"),
     "collect": (*ENGINE, "standardwebhooks", "tunedrop.notify", "tunedrop.upload"),
     "reconcile": (*ENGINE, "standardwebhooks", "tunedrop.notify", "tunedrop.upload", "tunedrop.webhook"),
@@ -56,7 +58,14 @@ UNUSED = {
 NEVER = ("aws_xray_sdk", "mypy_boto3_s3", "requests", "tunedrop.cli")
 COSTLY = ("aws_lambda_powertools", "boto3", "botocore", *HEAVY, "standardwebhooks", "tunedrop", "urllib3")
 
-OPTIONAL = ("PROVIDER_BASE_URL", "PROVIDERS", "ALLOW_LOOPBACK", "KEY_PREFIX", "KEY_SUFFIX")
+OPTIONAL = (
+    "PROVIDER_BASE_URL",
+    "PROVIDERS",
+    "ALLOW_LOOPBACK",
+    "KEY_PREFIX",
+    "KEY_SUFFIX",
+    "WORKERS_AI_ACCOUNT_ID",
+)
 REQUIRED = [
     (folder, variable)
     for folder in FUNCTIONS

@@ -24,8 +24,10 @@ from tunedrop.sweep_ledger import DynamoSweepLedger
 
 from local import deploy
 from local.functions import Function
+from local.gateway import Server
 from local.provider.client import ProviderProcess
 from local.receiver import Receiver
+from local.workers_ai import WorkersAiService
 
 EVENTS = deploy.ROOT / "events"
 EXAMPLES = EVENTS / "examples"
@@ -33,6 +35,7 @@ FUNCTIONS = sorted(handler.parent.name for handler in (deploy.ROOT / "functions"
 
 SAMPLE_SECRET = "whsec_" + base64.b64encode(b"sample secret of the sample events").decode()
 PROVIDER_KEY = "sk-of-these-tests"
+WORKERS_AI_ACCOUNT, WORKERS_AI_TOKEN = "0123456789abcdef", "a-token-of-these-tests"
 TIME_SCALE = 2000.0  # of the fine-tuning service alone: the runs' own clock is the real one
 
 Handler = Callable[[Mapping[str, Any]], Any]
@@ -72,6 +75,7 @@ class World:
     provider: str
     provider_control: str
     receiver: Receiver
+    workers_ai: WorkersAiService
     clients: dict[str, Any] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
     handled: set[str] = field(default_factory=set)
@@ -164,15 +168,16 @@ class World:
 
     # Step Functions
 
-    def executions(self) -> dict[str, Any]:
-        """The inputs of all executions, by name."""
-        machine = self.outputs["StateMachineArn"]
+    def executions(self, *machines: str) -> dict[str, Any]:
+        """The inputs of all executions of these state machines, or of all, by name."""
         stepfunctions = self.client("stepfunctions")
-        listed = stepfunctions.list_executions(stateMachineArn=machine)["executions"]
-        arns = {found["name"]: found["executionArn"] for found in listed}
-        return {
-            name: json.loads(stepfunctions.describe_execution(executionArn=arn)["input"]) for name, arn in arns.items()
-        }
+        found = {}
+        for machine in machines or ("StateMachineArn", "AdapterStateMachineArn"):
+            listed = stepfunctions.list_executions(stateMachineArn=self.outputs[machine])["executions"]
+            for execution in listed:
+                described = stepfunctions.describe_execution(executionArn=execution["executionArn"])
+                found[execution["name"]] = json.loads(described["input"])
+        return found
 
     def abort(self, run_id: str) -> None:
         """Starts a run's execution, as the webhook does, and ends it, as somebody in the console does."""
@@ -236,6 +241,7 @@ class World:
         headers = {"authorization": f"Bearer {PROVIDER_KEY}"}
         for file in self.files():
             urllib3.request("DELETE", f"{self.provider}/files/{file['id']}", headers=headers)
+        self.workers_ai.finetunes.clear()
         self.receiver.refuse(0)
         self.receiver.received.clear()
 
@@ -246,19 +252,29 @@ def made(parts: ExitStack) -> World:
         [sys.executable, "-m", "tests.functions.emulated_aws"], stdout=subprocess.PIPE, text=True, cwd=deploy.ROOT
     )
     parts.callback(_end, process)
+    workers_ai = parts.enter_context(Server(0))
+    workers_ai_service = WorkersAiService(WORKERS_AI_ACCOUNT, WORKERS_AI_TOKEN)
+    workers_ai.start(workers_ai_service)
     provider = parts.enter_context(ProviderProcess(0, PROVIDER_KEY, TIME_SCALE, time.time()))
     receiver = parts.enter_context(Receiver(SAMPLE_SECRET))
     assert process.stdout is not None
     aws = process.stdout.readline().strip()
     deployment = deploy.deploy(
         aws,
-        {"AllowLoopback": "true", "ProviderBaseUrl": provider.url, "StorageEndpoint": aws},
+        {
+            "AllowLoopback": "true",
+            "ProviderBaseUrl": provider.url,
+            "StorageEndpoint": aws,
+            "WorkersAiAccountId": WORKERS_AI_ACCOUNT,
+            "WorkersAiBaseUrl": workers_ai.url,
+        },
         {
             "CallbackSecret": json.dumps({"openai": SAMPLE_SECRET}),
             "NotificationSecret": json.dumps([{"url": receiver.url, "secret": SAMPLE_SECRET}]),
             "ProviderSecret": PROVIDER_KEY,
             "StorageSecret": json.dumps({"access_key_id": "testing", "secret_access_key": "testing"}),
             "WebhookSecret": SAMPLE_SECRET,
+            "WorkersAiSecret": WORKERS_AI_TOKEN,
         },
     )
     bucket = deployment.parameters["BucketName"]
@@ -271,6 +287,7 @@ def made(parts: ExitStack) -> World:
         provider=provider.url,
         provider_control=provider.control,
         receiver=receiver,
+        workers_ai=workers_ai_service,
     )
     world.order("PATCH", "/manners", {"processing_seconds": 0})
     return world

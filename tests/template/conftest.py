@@ -6,7 +6,7 @@ import yaml
 from samtranslator.yaml_helper import yaml_parse
 
 from local import deploy
-from tests.template.reading import MACHINE
+from tests.template.reading import MACHINES
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,19 @@ def expanded(template: Any) -> Any:
     return deploy._expand(source, deploy.parameters_of(source, {}))
 
 
+@pytest.fixture(scope="session", params=MACHINES)
+def machine_name(request: pytest.FixtureRequest) -> str:
+    """Each state machine in turn, by the name of its file."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
-def machine() -> Any:
+def machine(machine_name: str) -> Any:
     """The state machine's definition, its substitutions not filled in; read only."""
-    return yaml.safe_load(MACHINE.read_text())
+    return yaml.safe_load(MACHINES[machine_name].read_text())
+
+
+@pytest.fixture(scope="session")
+def machine_resource(machine_name: str, template: Any) -> Any:
+    """The state machine's properties in the template."""
+    return template["Resources"][f"{machine_name.capitalize()}StateMachine"]["Properties"]

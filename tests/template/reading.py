@@ -5,7 +5,7 @@ from typing import Any
 
 from local import deploy
 
-MACHINE = deploy.ROOT / "statemachine" / "finetune.asl.yaml"
+MACHINES = {name: deploy.ROOT / "statemachine" / f"{name}.asl.yaml" for name in ("finetune", "adapter")}
 FOLDERS = sorted(handler.parent.name for handler in (deploy.ROOT / "functions").glob("*/handler.py"))
 ENDS = ("Succeed", "Fail")
 

@@ -57,9 +57,8 @@ def test_every_function_has_sample_events() -> None:
     assert samples == set(FOLDERS)
 
 
-def test_every_substitution_of_a_function_is_its_arn(template: Any, machine: Any) -> None:
-    (properties,) = of_type(template, "AWS::Serverless::StateMachine").values()
-    given = properties["DefinitionSubstitutions"]
+def test_every_substitution_of_a_function_is_its_arn(machine: Any, machine_resource: Any) -> None:
+    given = machine_resource["DefinitionSubstitutions"]
     called = {function_of(task) for task in tasks(machine).values()} - {None}
     assert {name: value for name, value in given.items() if name.endswith("FunctionArn")} == {
         f"{stem(str(folder))}FunctionArn": {"Fn::GetAtt": [f"{stem(str(folder))}Function", "Arn"]} for folder in called
@@ -125,7 +124,7 @@ def test_environment_is_what_the_settings_read(folder: str, template: Any, monke
     """No variable is missing, and none is there that nobody reads: the handler is imported as at init."""
     given = own_variables(of_type(template, "AWS::Serverless::Function")[f"{stem(folder)}Function"])
     values = {"PROVIDER": "openai", "MAX_COST_USD": "0", "RUN_DEADLINE_HOURS": "168", "ALLOW_LOOPBACK": "true"}
-    values |= {"CALLBACK_HEARTBEAT_MINUTES": "0", "PROVIDERS": "{}"}
+    values |= {"CALLBACK_HEARTBEAT_MINUTES": "0", "PROVIDERS": "{}", "SMOKE_TEST_ADAPTERS": "true"}
     environment = Recorder(
         {name: values.get(name, "https://example.com/of-a-test") for name in SETTINGS}
         | {"AWS_LAMBDA_FUNCTION_NAME": "test", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -180,7 +179,7 @@ def test_no_star_but_for_the_delivery_of_the_machines_log(expanded: Any) -> None
         actions, resources = listed(statement["Action"]), listed(statement.get("Resource", []))
         assert not [action for action in actions if "*" in action], name
         if resources == ["*"]:
-            assert name == "FinetuneStateMachineRole"
+            assert name in ("FinetuneStateMachineRole", "AdapterStateMachineRole")
             assert all(action.startswith("logs:") for action in actions)
         else:
             stars = [resource for resource in resources if "*" in json.dumps(resource)]
@@ -212,20 +211,20 @@ def test_function_may_use_what_its_environment_names(folder: str, template: Any,
     assert set(references(own_variables(function))) - parameters == named
 
 
-def test_machine_may_use_what_it_calls(machine: Any, expanded: Any) -> None:
+def test_machine_may_use_what_it_calls(machine: Any, machine_name: str, machine_resource: Any, expanded: Any) -> None:
     services = {
         "arn:aws:states:::sns:publish": "sns:Publish",
         "arn:aws:states:::dynamodb:updateItem": "dynamodb:UpdateItem",
         "arn:aws:states:::aws-sdk:dynamodb:updateItem.waitForTaskToken": "dynamodb:UpdateItem",
     }
     wanted = {services.get(task["Resource"], "lambda:InvokeFunction") for task in tasks(machine).values()}
-    granted = [s for n, s in statements(expanded) if n == "FinetuneStateMachineRole" and "Principal" not in s]
+    role = f"{machine_name.capitalize()}StateMachineRole"
+    granted = [s for n, s in statements(expanded) if n == role and "Principal" not in s]
     named = [statement for statement in granted if statement["Resource"] != "*"]
-    (properties,) = of_type(expanded, "AWS::StepFunctions::StateMachine").values()
 
     assert {action for statement in named for action in statement["Action"]} == wanted
     assert {name for statement in named for name in references(statement["Resource"])} == set(
-        references(properties["DefinitionSubstitutions"])
+        references(machine_resource["DefinitionSubstitutions"])
     )
 
 

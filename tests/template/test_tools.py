@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from local import deploy, npm
-from tests.template.reading import FOLDERS, MACHINE, stem
+from tests.template.reading import FOLDERS, MACHINES, stem
 
 VALIDATOR = npm.PACKAGES / ".bin" / "asl-validator"
 SAM = Path(sys.executable).with_name("sam")
@@ -68,11 +68,12 @@ def test_npm_lock_pins_contents_and_no_addresses() -> None:
     assert [name for name, facts in packages.items() if "integrity" not in facts] == []
 
 
-def test_definition_has_no_tabs_or_duplicate_states() -> None:
+@pytest.mark.parametrize("file", MACHINES.values(), ids=MACHINES)
+def test_definition_has_no_tabs_or_duplicate_states(file: Path) -> None:
     """YAML takes the last of two states of one name without a word."""
-    names = re.findall(r"^  (\S[^:]*):$", MACHINE.read_text(), re.MULTILINE)
+    names = re.findall(r"^  (\S[^:]*):$", file.read_text(), re.MULTILINE)
     assert len(names) == len(set(names))
-    assert "\t" not in MACHINE.read_text()
+    assert "\t" not in file.read_text()
 
 
 # ------------------------------------------------------------------ SAM

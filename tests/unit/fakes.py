@@ -374,6 +374,10 @@ class MemoryBucket:
         ]
         return Page(items, items[-1].key if len(keys) > PAGE else None)
 
+    def peek(self, key, count, etag=None):
+        stored = self.open(key, etag)
+        return self.objects[key][:count], stored.size
+
     def write(self, key, body, content_type):
         self.objects[key] = body
         self.modified[key] = clock.now()

@@ -140,6 +140,40 @@ def test_a_listing_goes_on_after_a_key_that_is_gone(bucket):
     assert [found.key for found in bucket.listed("", "b").items] == ["c"]
 
 
+@pytest.mark.parametrize("count", [1, 5, 10, 11, 1 << 20])
+def test_an_objects_beginning_is_read_with_its_size(bucket, count):
+    etag = bucket.put("a", b"0123456789")
+    assert bucket.peek("a", count) == bucket.peek("a", count, etag) == (b"0123456789"[:count], 10)
+
+
+def test_an_empty_object_has_no_beginning(bucket):
+    bucket.put("a", b"")
+    assert bucket.peek("a", 10) == (b"", 0)
+
+
+def test_the_beginning_is_the_meant_versions_or_none(bucket):
+    etag = bucket.put("a", b"x")
+    bucket.put("a", b"y")
+    with pytest.raises(Superseded):
+        bucket.peek("a", 1, etag)
+    with pytest.raises(Missing):
+        bucket.peek("b", 1)
+
+
+def test_of_a_large_object_nothing_but_its_beginning_is_read(s3, monkeypatch):
+    body, etag = large(s3)
+    client = flaw(s3, monkeypatch)
+    assert s3.peek("large", 100, etag) == (body[:100], len(body))
+    assert client.asked == ["bytes=0-99"]
+
+
+def test_a_beginning_that_breaks_off_is_read_to_its_end(s3, monkeypatch):
+    body, _ = large(s3)
+    client = flaw(s3, monkeypatch, 0)
+    assert s3.peek("large", 5000) == (body[:5000], len(body))
+    assert client.asked == ["bytes=0-4999", "bytes=1000-4999"]
+
+
 def test_writing_replaces(bucket):
     bucket.write("a", b"one", "text/plain")
     bucket.write("a", b"two", "text/plain")

@@ -2,11 +2,10 @@ import base64
 import json
 
 import pytest
-from tunedrop.adapters import CONFIG, WEIGHTS
 from tunedrop.collect import Outcome, collect_results
 from tunedrop.errors import Denied, Missing, Rejected, Throttled, Transient, Unauthorised
 from tunedrop.providers import PROFILES
-from tunedrop.runs import FINAL, Failure
+from tunedrop.runs import CONFIG, DEPLOYMENT, FINAL, WEIGHTS, Failure
 from tunedrop.smoke_test import with_wish
 
 from local.provider.training import adapter
@@ -192,8 +191,13 @@ FILES = adapter("llama", 3)
 OF_THE_ADAPTER = (CONFIG, WEIGHTS)
 
 
-def adapter_keys(run, *names):
-    return [f"adapters/{run.run_id}/{name}" for name in names]
+def adapter_keys(run, *names, folder="results"):
+    return [f"{folder}/{run.run_id}/{name}" for name in names]
+
+
+def weights_and_config(bucket):
+    """The adapter's files that the bucket holds, by key."""
+    return {key: body for key, body in bucket.objects.items() if key.rpartition("/")[2] in OF_THE_ADAPTER}
 
 
 def test_checkpoints_are_listed(succeeded, provider, bucket, ledger):
@@ -207,15 +211,31 @@ def test_an_adapter_is_brought_home(succeeded, provider, bucket, ledger):
     left(succeeded, provider, FILES)
     told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
     assert told["result_keys"][-2:] == adapter_keys(succeeded, *OF_THE_ADAPTER)
-    assert {key: body for key, body in bucket.objects.items() if key.startswith("adapters/")} == {
-        f"adapters/{succeeded.run_id}/{name}": FILES[name] for name in OF_THE_ADAPTER
-    }
+    assert weights_and_config(bucket) == {f"results/{succeeded.run_id}/{name}": FILES[name] for name in OF_THE_ADAPTER}
+
+
+def test_an_adapter_that_is_to_be_deployed_goes_where_its_arrival_publishes_it(succeeded, provider, bucket, ledger):
+    left(succeeded, provider, FILES)
+    ledger.note(succeeded.run_id, DEPLOYMENT, {"workers_ai": True})
+    answer = collect(succeeded, SUCCESS, provider, bucket, ledger)
+    config, weights = adapter_keys(succeeded, *OF_THE_ADAPTER, folder="adapters")
+    assert answer["run"]["result_keys"][-2:] == [config, weights]
+    assert list(weights_and_config(bucket)) == [config, weights]  # whoever sees the weights arrive finds the other
+    assert weights in answer["run"]["next_step"]
+    assert f"Adapter:        adapters/{succeeded.run_id}/" in answer["message"]["email"].splitlines()
+
+
+def test_an_adapter_that_cannot_be_fetched_is_told_not_to_be_deployed(succeeded, provider, bucket, ledger):
+    ledger.note(succeeded.run_id, DEPLOYMENT, {"workers_ai": True})
+    told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
+    assert told["state"] == "succeeded"
+    assert "is not published" in told["next_step"]
 
 
 def test_an_adapter_is_told_of_where_it_is(succeeded, provider, bucket, ledger):
     left(succeeded, provider, FILES)
     answer = collect(succeeded, SUCCESS, provider, bucket, ledger)
-    assert f"Adapter:        adapters/{succeeded.run_id}/" in answer["message"]["email"].splitlines()
+    assert f"Adapter:        results/{succeeded.run_id}/" in answer["message"]["email"].splitlines()
 
 
 def test_the_adapter_is_the_last_checkpoints_that_has_one(succeeded, provider, bucket, ledger):
@@ -266,7 +286,7 @@ def test_weights_without_their_configuration_are_left_out(succeeded, provider, b
     left(succeeded, provider, {**FILES, CONFIG: config})
     told = collect(succeeded, SUCCESS, provider, bucket, ledger)["run"]
     assert told["state"] == "succeeded"
-    assert not [key for key in bucket.objects if key.startswith("adapters/")]
+    assert weights_and_config(bucket) == {}
 
 
 def test_weights_that_take_longer_than_the_run_has_are_left_out(succeeded, provider, bucket, ledger, monkeypatch):
@@ -281,7 +301,7 @@ def test_what_did_not_succeed_leaves_no_adapter(training, provider, bucket, ledg
     left(training, provider, FILES)
     provider.set_job(training.job_id, status=state)
     collect(training, Outcome(state, PROBLEM), provider, bucket, ledger)
-    assert not [key for key in bucket.objects if key.startswith("adapters/")]
+    assert weights_and_config(bucket) == {}
 
 
 # The smoke test

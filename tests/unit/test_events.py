@@ -351,6 +351,8 @@ def test_arbitrary_json_anywhere_makes_events_or_is_malformed_and_raises_nothing
 
 # What an event starts
 
+OTHERS_OF_AN_ADAPTER = "an adapter's file; only adapters/NAME/adapter_model.safetensors starts anything"
+
 
 @pytest.mark.parametrize(
     ("key", "reason"),
@@ -359,9 +361,15 @@ def test_arbitrary_json_anywhere_makes_events_or_is_malformed_and_raises_nothing
         ("deep/er/a.b.jsonl", None),
         ("my-results/a.jsonl", None),
         ("results/0123/events.jsonl", "a result of Tunedrop's own"),
-        ("adapters/0123/adapter_config.json", "an adapter's file; nothing is trained on it"),
-        ("adapters/0123/adapter_model.safetensors", "an adapter's file; nothing is trained on it"),
-        ("adapters/mine/data.jsonl", "an adapter's file; nothing is trained on it"),
+        ("adapters/0123/adapter_config.json", "an adapter's configuration; it is read with its weights"),
+        ("adapters/mine/data.jsonl", OTHERS_OF_AN_ADAPTER),
+        ("adapters/adapter_model.safetensors", OTHERS_OF_AN_ADAPTER),
+        ("adapters//adapter_model.safetensors", OTHERS_OF_AN_ADAPTER),
+        ("adapters/a/b/adapter_model.safetensors", OTHERS_OF_AN_ADAPTER),
+        ("adapters/a/adapter_model.safetensors.tmp", OTHERS_OF_AN_ADAPTER),
+        ("adapters/a/xadapter_model.safetensors", OTHERS_OF_AN_ADAPTER),
+        ("mine/adapters/a/adapter_model.safetensors", "the key does not end in .jsonl"),
+        ("results/0123/adapter_model.safetensors", "a result of Tunedrop's own"),
         ("a.validation.jsonl", "a validation set; it is read with its dataset"),
         ("a.job.json", "a job specification; it is read with its dataset"),
         ("a.json", "the key does not end in .jsonl"),
@@ -370,7 +378,20 @@ def test_arbitrary_json_anywhere_makes_events_or_is_malformed_and_raises_nothing
     ],
 )
 def test_only_datasets_start_a_run(key, reason):
-    assert parse(r2_message(key))[0].why_ignored("datasets") == reason
+    (event,) = parse(r2_message(key))
+    assert (event.why_ignored("datasets"), event.brings_adapter) == (reason, False)
+
+
+@pytest.mark.parametrize("name", ["mine", "0" * 32, "Ä b+c", ".."])
+def test_the_weights_of_an_adapter_start_its_publication(name):
+    (event,) = parse(r2_message(f"adapters/{name}/adapter_model.safetensors"))
+    assert (event.why_ignored("datasets"), event.brings_adapter) == (None, True)
+
+
+def test_a_deleted_adapter_is_no_deleted_dataset():
+    (event,) = parse(r2_message("adapters/mine/adapter_model.safetensors", action="DeleteObject"))
+    assert not event.deletes_dataset
+    assert event.why_ignored("datasets") == "no object was created"
 
 
 @pytest.mark.parametrize(

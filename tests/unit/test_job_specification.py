@@ -26,7 +26,10 @@ GOOD = [
     {"method": {"type": "reinforcement", "reinforcement": {"grader": {"type": "string_check", "any": "thing"}}}},
     {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]},
     {"metadata": {f"key{number}": "x" * 512 for number in range(16)}},
-    {"extra_body": {"trainingType": 1}, "max_cost_usd": 0, "force": True, "deploy": False, "refuse_sensitive": True},
+    {"extra_body": {"trainingType": 1}, "max_cost_usd": 0, "force": True, "refuse_sensitive": True},
+    {"deploy": {"workers_ai": True}},
+    {"deploy": {"workers_ai": {"name": "orchard-desk"}}},
+    {"deploy": {}},
     {"smoke_test": True},
     {"smoke_test": "Say hello."},
 ]
@@ -65,6 +68,11 @@ BAD = [
     ({"max_cost_usd": "10"}, "invalid_value", "max_cost_usd"),
     ({"force": "yes"}, "invalid_value", "force"),
     ({"smoke_test": 1}, "invalid_value", "smoke_test"),
+    ({"deploy": True}, "invalid_value", "deploy"),
+    ({"deploy": {"vercel": True}}, "unrecognized_key", "deploy.vercel"),
+    ({"deploy": {"workers_ai": "yes"}}, "invalid_value", "deploy.workers_ai"),
+    ({"deploy": {"workers_ai": {"name": "x" * 55}}}, "invalid_value", "deploy.workers_ai.name"),
+    ({"deploy": {"workers_ai": {"public": True}}}, "unrecognized_key", "deploy.workers_ai.public"),
 ]
 
 
@@ -128,7 +136,7 @@ KEYS = sorted(_schema()["properties"].keys() - {"provider"})  # which providers 
 
 @given(st.dictionaries(st.sampled_from(KEYS), values, max_size=3))
 def test_the_published_schema_says_the_same(specification):
-    valid = Draft202012Validator(_schema()).is_valid(without_nulls(specification)) and not specification.get("deploy")
+    valid = Draft202012Validator(_schema()).is_valid(without_nulls(specification))
     assert (findings(specification) == []) == valid
 
 

@@ -9,8 +9,8 @@ from time import time
 
 import pytest
 from tunedrop import provider as module
-from tunedrop.adapters import find_adapter
 from tunedrop.errors import Denied, Rejected, Superseded, Throttled, Transient, Unauthorised, UnknownOutcome
+from tunedrop.fetch_adapter import find_adapter
 from tunedrop.provider import OpenAIProvider
 from tunedrop.providers import PROFILES
 

@@ -7,13 +7,16 @@ WEBHOOK = {
     "WEBHOOK_SECRET_ARN": "arn:secret",
     "STATE_MACHINE_ARN": "arn:machine",
     "LEDGER_TABLE": "ledger",
+    "ADAPTER_STATE_MACHINE_ARN": "arn:adapters",
     "ON_DELETION": "ignore",
 }
 
 
 def test_settings_are_read_from_the_variables_of_their_names():
     found = load(settings.WebhookSettings, WEBHOOK | {"UNRELATED": "1"})
-    assert found == settings.WebhookSettings("datasets", "arn:secret", "arn:machine", "ledger", "ignore")
+    assert found == settings.WebhookSettings(
+        "datasets", "arn:secret", "arn:machine", "ledger", "ignore", "arn:adapters"
+    )
 
 
 @pytest.mark.parametrize("name", WEBHOOK)

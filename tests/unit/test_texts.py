@@ -14,6 +14,21 @@ def test_every_final_state_has_a_headline(run, state):
     assert subject_of(final(run, state)).endswith(": orders.jsonl")
 
 
+@pytest.mark.parametrize("state", FINAL)
+def test_an_adapters_end_is_told_by_the_adapters_name(run, state):
+    adapter = final(run, state, key="adapters/orchard-desk/adapter_model.safetensors")
+    assert subject_of(adapter).endswith(": orchard-desk")
+    assert state == "over_budget" or "dataset" not in subject_of(adapter)
+
+
+def test_a_published_adapter_is_told_with_what_it_is_asked_by_and_what_trained_it(run):
+    known = {"fine_tuned_model": "orchard-desk", "finetune_id": "0123", "source_run_id": "f" * 32}
+    text = text_of(final(run, key="adapters/orchard-desk/adapter_model.safetensors", **known))
+    assert text.startswith("Your adapter is on Workers AI.")
+    for line in ("Model:          orchard-desk", "Finetune:       0123", f"Trained by:     run {'f' * 32}"):
+        assert line in text.splitlines()
+
+
 @pytest.mark.parametrize("key", ["é日本.jsonl", "a\nb\r.jsonl", "x" * 1024, "deep/\x00/\x7f.jsonl", "a/", ""])
 @pytest.mark.parametrize("state", FINAL)
 def test_a_subject_is_one_that_sns_takes(run, state, key):

@@ -21,7 +21,7 @@ from tunedrop.errors import (
 from tunedrop.ledger import CREATE_JOB
 from tunedrop.provider import ProviderModel
 from tunedrop.providers import PROFILES
-from tunedrop.runs import FINAL, Run, RunRequest, swept_run_id
+from tunedrop.runs import DEPLOYMENT, FINAL, Run, RunRequest, swept_run_id
 from tunedrop.settings import UploadSettings
 from tunedrop.smoke_test import DEFAULT_PROMPT
 from tunedrop.steps import Done, Wait
@@ -125,17 +125,70 @@ def test_a_report_wishes_no_smoke_test_by_itself(drop, upload, bucket, specifica
     assert "smoke_test" not in json.loads(bucket.objects[f"results/{run.run_id}/report.json"])
 
 
-def test_a_deployment_is_refused_before_anything_is_paid(drop, upload, bucket, provider):
-    specify(bucket, deploy=True)
-    run = drop()
-    with pytest.raises(Rejected, match="does not deploy models yet") as caught:
-        upload(run)
-    assert caught.value.code == "unsupported"
+class GivingAdapters(MemoryProvider):
+    """A service that hands out adapters."""
+
+    profile = PROFILES["nebius"]
+
+
+LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
+WITH_ACCOUNT = UploadSettings(default_model=MODEL, max_cost_usd=0, workers_ai_account_id="0123")
+DEPLOYED = {"workers_ai": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "service", "specification", "code", "words"),
+    [
+        (WITH_ACCOUNT, MemoryProvider, {}, "unsupported", "openai hands out no adapter"),
+        (SETTINGS, GivingAdapters, {}, "unsupported", "WorkersAiAccountId"),
+        (WITH_ACCOUNT, GivingAdapters, {"model": "Qwen/Qwen3-32B"}, "unsupported_base", "llama-3.3-70b-instruct"),
+        (
+            WITH_ACCOUNT,
+            GivingAdapters,
+            {"extra_body": {"hyperparameters": {"lora": False}}},
+            "unsupported",
+            "without LoRA",
+        ),
+        (
+            WITH_ACCOUNT,
+            GivingAdapters,
+            {"extra_body": {"hyperparameters": {"lora_r": 64}}},
+            "invalid_value",
+            "rank up to 32",
+        ),
+    ],
+    ids=["no adapters", "no account", "no such base", "no LoRA", "rank"],
+)
+def test_a_deployment_that_cannot_be_is_refused_before_anything_is_paid(
+    drop, upload, bucket, clock, settings, service, specification, code, words
+):
+    specify(bucket, **{"deploy": DEPLOYED, "model": LLAMA, **specification})
+    run, provider = drop(), service()
+    with pytest.raises(Rejected) as caught:
+        upload(run, settings, provider=provider)
+    assert (caught.value.code, words in caught.value.message) == (code, True), caught.value.message
+    assert "deploy.workers_ai" in caught.value.message or "lora_r" in caught.value.message
     assert uploads(provider, run) == []
 
 
+@pytest.mark.parametrize(
+    ("wish", "noted"),
+    [
+        (True, {"workers_ai": True}),
+        ({}, {"workers_ai": True}),
+        ({"name": "orders"}, {"workers_ai": True, "name": "orders"}),
+        (False, {}),
+    ],
+)
+def test_a_wish_for_a_deployment_is_kept_for_the_end_of_the_run(drop, upload, bucket, ledger, clock, wish, noted):
+    specify(bucket, model=LLAMA, deploy={"workers_ai": wish})
+    run = drop()
+    assert upload(run, WITH_ACCOUNT, provider=GivingAdapters()) == Done("waiting")
+    assert ledger.noted(run.run_id, DEPLOYMENT) == noted
+
+
 def test_who_wants_no_deployment_may_say_so(drop, upload, bucket):
-    specify(bucket, deploy=False)
+    specify(bucket, deploy={"workers_ai": False})
     assert upload(drop()) == Done("waiting")
 
 

@@ -51,6 +51,29 @@ def test_what_starts_nothing_is_answered_with_the_reason(executions):
     assert answer["ignored"] == [{"key": "a.job.json", "reason": "a job specification; it is read with its dataset"}]
 
 
+def test_an_adapter_starts_a_run_of_its_own_kind(executions):
+    adapters, weights = MemoryExecutions(), "adapters/mine/adapter_model.safetensors"
+    status, answer = post([r2_message(weights), r2_message("a.jsonl")], executions, adapters=adapters)
+    assert status == 202
+    assert [accepted["key"] for accepted in answer["accepted"]] == [weights, "a.jsonl"]
+    assert [[request.key for request in started.started] for started in (adapters, executions)] == [
+        [weights],
+        ["a.jsonl"],
+    ]
+
+
+def test_an_adapter_starts_nothing_where_there_is_no_account(executions):
+    status, answer = post(r2_message("adapters/mine/adapter_model.safetensors"), executions)
+    assert (status, answer["accepted"], executions.started) == (202, [], [])
+    assert "WorkersAiAccountId" in answer["ignored"][0]["reason"]
+
+
+def test_an_adapter_that_could_not_be_handed_over_comes_again(executions):
+    broken = Broken(MemoryExecutions(), "start", Transient("away"))
+    status, answer = post(r2_message("adapters/mine/adapter_model.safetensors"), executions, adapters=broken)
+    assert (status, answer["error"]["code"]) == (503, "not_handed_over")
+
+
 def test_a_notification_delivered_twice_is_answered_alike_and_starts_one_run(executions):
     assert post(r2_message(), executions) == post(r2_message(), executions)
     assert len(executions.started) == 1

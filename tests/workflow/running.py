@@ -26,6 +26,7 @@ LOOK_SECONDS = 0.03
 NEVER = "rate(3650 days)"  # a test sweeps when it wants to
 JOBS = "/v1/fine_tuning/jobs"
 FILES = "/v1/files"
+MACHINES = ("state_machine", "adapter_state_machine")
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,12 @@ class RunningStack:
         """Proves that every fault ordered has been met."""
         assert not self.provider("GET", "/faults")["faults"]
 
+    def workers_ai(self, method: str, path: str, body: Any = None) -> Any:
+        """Speaks to the control of the emulated Workers AI."""
+        answer = requests.request(method, self.address["workers_ai_control"] + path, json=body, timeout=20)
+        assert answer.ok, answer.text
+        return answer.json()
+
     def next_job(self, outcome: str, **plan: Any) -> None:
         self.provider("POST", "/jobs/next", {"outcome": outcome, **plan})
 
@@ -284,8 +291,14 @@ class RunningStack:
         return [note for note in self.control("notifications") if note["id"].startswith(f"msg_{run_id}_")]
 
     def execution(self, run_id: str) -> dict[str, Any]:
-        arn = self.address["state_machine"].replace(":stateMachine:", ":execution:") + f":{run_id}"
-        return self.step_functions.describe_execution(executionArn=arn)
+        """The run's execution, of whichever of the two machines."""
+        first, second = (
+            self.address[name].replace(":stateMachine:", ":execution:") + f":{run_id}" for name in MACHINES
+        )
+        try:
+            return self.step_functions.describe_execution(executionArn=first)
+        except self.step_functions.exceptions.ExecutionDoesNotExist:
+            return self.step_functions.describe_execution(executionArn=second)
 
     def was_started(self, run_id: str) -> bool:
         try:
@@ -336,8 +349,8 @@ class RunningStack:
     def assert_settled(self) -> None:
         """Proves of everything that this stack has seen that it has come to one end, told once."""
         pages = self.step_functions.get_paginator("list_executions")
-        pages = pages.paginate(stateMachineArn=self.address["state_machine"])
-        executions = [execution for page in pages for execution in page["executions"]]
+        listed = [page for name in MACHINES for page in pages.paginate(stateMachineArn=self.address[name])]
+        executions = [execution for page in listed for execution in page["executions"]]
         names = [execution["name"] for execution in executions]
         assert len(names) == len(set(names)), "a run was executed more than once"
         assert not [execution["name"] for execution in executions if execution["status"] == "RUNNING"]

@@ -82,7 +82,7 @@ def test_an_adapter_and_the_answers_of_a_smoke_test_are_brought_home(stack, key,
 
     assert ended.state == "succeeded"
     run_id = ended.run["run_id"]
-    folder = f"adapters/{run_id}"
+    folder = f"results/{run_id}"
     assert set(ended.run["result_keys"]) > {f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"}
     weights = stack.get(f"{folder}/adapter_model.safetensors")
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])

@@ -75,6 +75,9 @@ class Bucket(Protocol):
     def listed(self, prefix: str, cursor: str | None = None) -> Page[ListedObject]:
         """The objects whose keys begin with ``prefix``, in the order of their keys; at most 1,000 in a page."""
 
+    def peek(self, key: str, count: int, etag: str | None = None) -> tuple[bytes, int]:
+        """An object's first ``count`` bytes, or all where it has fewer, and its size."""
+
     def write(self, key: str, body: bytes, content_type: str) -> None:
         """Writes a whole object."""
 
@@ -128,6 +131,21 @@ class S3Bucket:
             for found in answer.get("Contents", ())
         ]
         return Page(items, items[-1].key if items and answer["IsTruncated"] else None)
+
+    def peek(self, key: str, count: int, etag: str | None = None) -> tuple[bytes, int]:
+        """Reads an object's first ``count`` bytes, or all where it has fewer, and its size; nothing else of it.
+
+        Raises:
+            Missing, Superseded, Unauthorised, Denied, Transient: as :meth:`open` does.
+        """
+        try:
+            answer = self._get(key, etag, f"bytes=0-{count - 1}")
+        except _NoSuchRange:  # it is empty
+            return b"", 0
+        length = answer["ContentLength"]
+        size = int(answer["ContentRange"].rpartition("/")[2]) if answer.get("ContentRange") else length
+        version = _Version(key, answer["ETag"].strip('"'), size)
+        return b"".join(self._read(version, 0, min(count, size), answer["Body"])), size
 
     def write(self, key: str, body: bytes, content_type: str) -> None:
         """Writes a whole object; writing it again is harmless.

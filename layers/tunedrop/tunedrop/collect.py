@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tunedrop.adapters import CONFIG, WEIGHTS, fetch_config, fetch_weights, find_adapter
 from tunedrop.bucket import Bucket
 from tunedrop.create_job import keep_oldest
 from tunedrop.errors import Final, TunedropError, Unauthorised
+from tunedrop.fetch_adapter import fetch_config, fetch_weights, find_adapter
 from tunedrop.ledger import Ledger
 from tunedrop.metrics import training_loss
 from tunedrop.provider import Provider, ProviderJob
-from tunedrop.runs import FINAL, Failure, Run, results_key
+from tunedrop.runs import CONFIG, DEPLOYMENT, FINAL, WEIGHTS, Failure, Run, adapter_key, results_key
 from tunedrop.smoke_test import smoke_test
 from tunedrop.texts import message_of, subject_of
 
@@ -111,7 +111,11 @@ def _end(run: Run, outcome: Outcome, provider: Provider, bucket: Bucket, ledger:
         saved = _save(run, job, provider, bucket)
         adapter: list[str] = []
         if state == "succeeded":
-            adapter = _save_adapter(run, saved.get(results_key(run.run_id, CHECKPOINTS)), provider, bucket)
+            deploys = bool(ledger.noted(run.run_id, DEPLOYMENT))
+            checkpoints = saved.get(results_key(run.run_id, CHECKPOINTS))
+            adapter = _save_adapter(run, checkpoints, provider, bucket, deploys=deploys)
+            if deploys:
+                fields["next_step"] = _of_the_deployment(run, adapter)
             _ask_both(run, job, provider, bucket)
         fields["result_keys"] = [*run.result_keys, *saved, *adapter]
         fields["loss_curve"] = list(training_loss(saved.get(results_key(run.run_id, METRICS), b"")))
@@ -159,20 +163,32 @@ def _save(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> dic
     return saved
 
 
-def _save_adapter(run: Run, checkpoints: bytes | None, provider: Provider, bucket: Bucket) -> list[str]:
+def _save_adapter(
+    run: Run, checkpoints: bytes | None, provider: Provider, bucket: Bucket, *, deploys: bool
+) -> list[str]:
     """Copies the files of the adapter that was trained, where the service hands them out; their keys.
 
-    The configuration comes first: whoever sees the weights arrive finds it.
+    Where it is to be deployed they go where the arrival of an adapter starts its publication; else they lie among the
+    results, and start nothing. The configuration comes first: whoever sees the weights arrive finds it.
     """
+    place = adapter_key if deploys else results_key
     found = _managed(lambda: find_adapter(json.loads(checkpoints or b"[]"), provider), "the adapter")
     if found is None:
         return []
     deadline = time.monotonic() + LONGEST_FETCH_SECONDS
-    config = _managed(lambda: fetch_config(run.run_id, found[CONFIG], provider, bucket), CONFIG)
+    config = _managed(lambda: fetch_config(place(run.run_id, CONFIG), found[CONFIG], provider, bucket), CONFIG)
     if config is None:
         return []
-    weights = _managed(lambda: fetch_weights(run.run_id, found[WEIGHTS], provider, bucket, deadline), WEIGHTS)
+    key = place(run.run_id, WEIGHTS)
+    weights = _managed(lambda: fetch_weights(key, found[WEIGHTS], provider, bucket, deadline), WEIGHTS)
     return [config, weights] if weights else [config]
+
+
+def _of_the_deployment(run: Run, adapter: list[str]) -> str:
+    weights = adapter_key(run.run_id, WEIGHTS)
+    if weights in adapter:
+        return f"Its adapter is being published to Workers AI; the run of {weights} tells how that ends."
+    return "Its adapter could not be fetched and so is not published: the fine-tuning service has its files."
 
 
 def _ask_both(run: Run, job: ProviderJob, provider: Provider, bucket: Bucket) -> None:

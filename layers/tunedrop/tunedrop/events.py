@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote_plus
 
-from tunedrop.runs import ADAPTERS, RunRequest, run_id_of
+from tunedrop.runs import CONFIG, RunRequest, adapter_name, is_adapter, run_id_of
 
 DATASET = ".jsonl"
 VALIDATION = ".validation.jsonl"
@@ -51,7 +51,13 @@ class ObjectEvent:
     @property
     def deletes_dataset(self) -> bool:
         """Whether what is gone may be what a run trains on."""
-        return bool(self.deleted_at) and replace(self, created=True).why_ignored(self.bucket) is None
+        starts_a_run = replace(self, created=True).why_ignored(self.bucket) is None
+        return bool(self.deleted_at) and starts_a_run and not self.brings_adapter
+
+    @property
+    def brings_adapter(self) -> bool:
+        """Whether it is about the weights of an adapter that is to be published, and not about a dataset."""
+        return adapter_name(self.key) is not None
 
     def run_request(self) -> RunRequest:
         """The run that this event stands for."""
@@ -69,8 +75,8 @@ class ObjectEvent:
             return "no object was created"
         if self.key.startswith(RESULTS):
             return "a result of Tunedrop's own"
-        if self.key.startswith(ADAPTERS):
-            return "an adapter's file; nothing is trained on it"
+        if is_adapter(self.key):
+            return _why_no_adapter(self.key)
         if self.key.endswith(VALIDATION):
             return "a validation set; it is read with its dataset"
         if self.key.endswith(SPECIFICATION):
@@ -82,6 +88,14 @@ class ObjectEvent:
         if not self.key.endswith(suffix):
             return f"the key does not end in {suffix}"
         return None
+
+
+def _why_no_adapter(key: str) -> str | None:
+    if adapter_name(key):
+        return None
+    if key.endswith(f"/{CONFIG}"):
+        return "an adapter's configuration; it is read with its weights"
+    return "an adapter's file; only adapters/NAME/adapter_model.safetensors starts anything"
 
 
 def parse(body: bytes) -> list[ObjectEvent | MalformedEvent]:

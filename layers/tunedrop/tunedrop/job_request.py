@@ -38,10 +38,28 @@ def unmet(specification: JobSpecification, profile: ProviderProfile) -> Iterator
     own = (specification.extra_body or {}).get("hyperparameters", {})
     if not profile.hyperparameters_in_method and not isinstance(own, dict):
         yield Unmet("invalid_value", "extra_body.hyperparameters", "an object is expected")
+    if specification.deployment:
+        yield from _undeployable(specification, profile)
     method = specification.method_name
     if method and method not in profile.methods:
         known = " and ".join(profile.methods)
         yield Unmet("wrong_method", "method", f"{profile.name} trains by {known} only; name another provider or method")
+
+
+def _undeployable(specification: JobSpecification, profile: ProviderProfile) -> Iterator[Unmet]:
+    from tunedrop.workers_ai_models import MAX_RANK  # which few checks need
+
+    path = "deploy.workers_ai"
+    if not profile.gives_adapters:
+        yield Unmet("unsupported", path, f"{profile.name} hands out no adapter; leave it out, or train elsewhere")
+        return
+    asked = parameters("", specification, None, profile).get("hyperparameters") or {}
+    if asked.get("lora") is False:
+        yield Unmet("unsupported", path, "without LoRA there is no adapter to publish; leave out lora: false")
+    rank = asked.get("lora_r")
+    if isinstance(rank, int) and rank > MAX_RANK:
+        message = f"Workers AI serves adapters of a rank up to {MAX_RANK}"
+        yield Unmet("invalid_value", "extra_body.hyperparameters.lora_r", message)
 
 
 def parameters(

@@ -15,9 +15,6 @@ from tunedrop.dataset.strict_json import parse as parse_json
 from tunedrop.providers import Method
 from tunedrop.schema import Mismatch, mismatches
 
-# To train and then leave out what was asked for would be known only after it was paid.
-_NO_DEPLOYMENT = "Tunedrop does not deploy models yet; leave it out, and deploy the model once it is trained"
-
 #: Bytes that a job specification has at most.
 MAX_SIZE = 1 << 20
 
@@ -39,13 +36,21 @@ class JobSpecification(msgspec.Struct, frozen=True, kw_only=True):
     max_cost_usd: float | None = None
     force: bool = False
     smoke_test: bool | str = False
-    deploy: bool = False
+    deploy: dict[str, Any] | None = None
     refuse_sensitive: bool = False
 
     @property
     def method_name(self) -> Method | None:
         """``supervised``, ``dpo`` or ``reinforcement``."""
         return self.method["type"] if self.method else None
+
+    @property
+    def deployment(self) -> dict[str, Any] | None:
+        """How the trained adapter is to be published to Workers AI (its ``name``, where one is wished); None: not."""
+        wish = (self.deploy or {}).get("workers_ai")
+        if wish is None or wish is False:
+            return None
+        return {"workers_ai": True, **(wish if isinstance(wish, dict) else {})}
 
     @property
     def epochs(self) -> int | None:
@@ -70,8 +75,6 @@ def parse(data: bytes, providers: Collection[str] | None = None) -> JobSpecifica
     if not findings and providers is not None and value.get("provider") not in (None, *providers):
         message = f"not configured here, which takes a base URL and a key; there are {', '.join(sorted(providers))}"
         findings.append(_finding("unknown_provider", "provider", message))
-    if not findings and value.get("deploy"):
-        findings.append(_finding("unsupported", "deploy", _NO_DEPLOYMENT))
     if findings:
         return tuple(findings)
     given = {key: member for key, member in value.items() if member is not None and not key.startswith("$")}

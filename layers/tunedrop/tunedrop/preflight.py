@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import date
 
 import msgspec
@@ -25,7 +25,9 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     ``at_home``, that is where the provider is certain to be the service itself and not another that speaks its API, is
     a model that it has shut down an error; None means that a provider's name makes it certain. ``model_told`` is
     whether the service itself tells the model's end, and then ``model_end`` wins over the table; ``job_errors`` are
-    what else it says against the job. ``max_cost_usd`` is a limit beside the job specification's own.
+    what else it says against the job. ``deploys`` is whether a trained adapter can be published: False where the stack
+    has no account for it, True also where that is not known. ``max_cost_usd`` is a limit beside the job
+    specification's own.
     """
 
     today: date
@@ -39,6 +41,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     model_told: bool = False
     model_end: date | None = None
     job_errors: Collection[Finding] = ()
+    deploys: bool = True
     max_cost_usd: float | None = None
     own_prices: PriceList | None = None
     count_tokens: bool = True
@@ -96,6 +99,8 @@ def judge_job(specification: bytes | None, wanted: Wanted) -> JudgedJob:
     profile = wanted.profiles.get(named or wanted.default_provider, PROFILES["compatible"])
     model = prices.look_up(name, wanted.own_prices) if name else TrainingModel(name="")
     errors += [Finding("job", None, wish.code, wish.path, wish.message) for wish in job_request.unmet(parsed, profile)]
+    if parsed.deployment:
+        errors += _undeployable(name, wanted)
     if not wanted.model_told or wanted.model_end:
         at_home = bool(named) if wanted.at_home is None else wanted.at_home
         if end := model.end(profile.like, wanted.today, wanted.model_end):
@@ -104,6 +109,19 @@ def judge_job(specification: bytes | None, wanted: Wanted) -> JudgedJob:
             certain = at_home or wanted.model_told
             (errors if ended and certain else warnings).append(Finding("job", None, code, "model", sentence))
     return JudgedJob(parsed, model, profile, errors, warnings)
+
+
+def _undeployable(model: str | None, wanted: Wanted) -> Iterator[Finding]:
+    """What keeps the adapter of ``model`` from being published: it would be known too late once it was paid for."""
+    from tunedrop.workers_ai_models import known_bases, served  # which few checks need
+
+    path = "deploy.workers_ai"
+    if not wanted.deploys:
+        message = "the stack has no Workers AI account: set its parameter WorkersAiAccountId, or leave it out"
+        yield Finding("job", None, "unsupported", path, message)
+    if model and served(model) is None:
+        message = f"Workers AI serves no adapters of {model}, only of {known_bases()}; train one of these"
+        yield Finding("job", None, "unsupported_base", path, message)
 
 
 def preflight(

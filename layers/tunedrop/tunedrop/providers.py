@@ -95,6 +95,9 @@ class ProviderProfile(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it can announce the end of a job with a webhook; where not, it is polled whatever the stack's
     ``CallbackHeartbeatMinutes`` says."""
 
+    gives_adapters: bool = False
+    """Whether it hands out the LoRA adapter that it has trained, so that this can be published elsewhere."""
+
     after_success: str = ""
     """What is left to be done before the trained model answers, as a sentence of the notification."""
 
@@ -326,6 +329,7 @@ PROFILES: Final[Mapping[str, ProviderProfile]] = MappingProxyType(
                 takes_metadata=False,
                 extra_body={"hyperparameters": {"lora": True}},
                 retrieves_models=False,
+                gives_adapters=True,
                 data=DataProfile(images=False),
             ),
             # https://docs.litellm.ai/docs/fine_tuning and its request LiteLLMFineTuningJobCreate, which knows neither

@@ -92,6 +92,8 @@ class Failure:
 class Run:
     """The run document, the same in the ledger, the API and notifications.
 
+    A run that publishes an adapter has the name that the adapter answers by as its ``fine_tuned_model``, and
+    ``source_run_id`` is the run that has trained it, where one has.
     ``loss_curve`` is the training loss, thinned out to at most 32 steps. ``next_step`` is a sentence: what is left to
     be done before the model answers.
     Ids, counts and keys only: never a line of the dataset, never a secret. Times are ISO 8601 in UTC.
@@ -113,6 +115,8 @@ class Run:
     validation_file_id: str | None = None
     job_id: str | None = None
     fine_tuned_model: str | None = None
+    finetune_id: str | None = None
+    source_run_id: str | None = None
     trained_tokens: int | None = None
     loss_curve: tuple[float, ...] = ()
     result_keys: tuple[str, ...] = ()
@@ -149,15 +153,25 @@ class Run:
 
 
 ADAPTERS = "adapters/"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+DEPLOYMENT = "deployment"
+"""Under this a run notes in the ledger how the adapter that it trains is to be published."""
 
 
-def adapter_key(run_id: str, name: str) -> str:
-    """Where a run leaves the file called ``name`` of the adapter that it has trained."""
-    return f"{ADAPTERS}{run_id}/{name}"
+def adapter_key(name: str, file: str) -> str:
+    """Where the adapter called ``name`` lies to be published; that of a run is called by the run's id."""
+    return f"{ADAPTERS}{name}/{file}"
+
+
+def adapter_name(key: str) -> str | None:
+    """What the adapter is called whose weights ``key`` is; None where it is not the key of an adapter's weights."""
+    name = key.removeprefix(ADAPTERS).removesuffix(f"/{WEIGHTS}")
+    return name if name and "/" not in name and key == adapter_key(name, WEIGHTS) else None
 
 
 def is_adapter(key: str) -> bool:
-    """Whether the key is of an adapter's file."""
+    """Whether the key is of a file in the folder of adapters that are published."""
     return key.startswith(ADAPTERS)
 
 

@@ -18,7 +18,8 @@ class MissingSetting(RuntimeError):
 class WebhookSettings:
     """Of ``functions/webhook``; ``on_deletion`` of a dataset it is to ``ignore`` that, or to ``cancel`` its run.
 
-    A dataset's key begins with ``key_prefix`` and ends in ``key_suffix``.
+    A dataset's key begins with ``key_prefix`` and ends in ``key_suffix``. ``workers_ai_account_id`` is empty where
+    adapters are not published.
     """
 
     bucket_name: str
@@ -26,8 +27,10 @@ class WebhookSettings:
     state_machine_arn: str
     ledger_table: str
     on_deletion: str
+    adapter_state_machine_arn: str
     key_prefix: str = ""
     key_suffix: str = ""
+    workers_ai_account_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,14 @@ class RunSettings:
 
 @dataclass(frozen=True, slots=True)
 class UploadSettings:
-    """What a job specification leaves out: its base model, and US dollars that a run may cost (0 = no limit)."""
+    """What a job specification leaves out: its base model, and US dollars that a run may cost (0 = no limit).
+
+    ``workers_ai_account_id`` is empty where nothing can be deployed.
+    """
 
     default_model: str
     max_cost_usd: float
+    workers_ai_account_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +94,17 @@ class PollSettings:
     """Of ``functions/poll_status``: minutes between polls where callbacks come too; 0 where none do."""
 
     callback_heartbeat_minutes: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersAiSettings:
+    """Where Workers AI is: the account (empty: adapters are not published), the secret with its API token, the base URL
+    of Cloudflare's API; and whether a published adapter is asked a prompt."""
+
+    workers_ai_secret_arn: str
+    workers_ai_base_url: str
+    smoke_test_adapters: bool
+    workers_ai_account_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

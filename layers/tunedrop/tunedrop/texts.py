@@ -6,7 +6,7 @@ import json
 
 from tunedrop.clock import seconds
 from tunedrop.metrics import curve
-from tunedrop.runs import Run, adapter_key, is_adapter, results_key
+from tunedrop.runs import WEIGHTS, Run, adapter_name, results_key
 
 DELAYED = "delayed"
 """Notice of a job that has been in the service's queue for long."""
@@ -25,6 +25,16 @@ _HEADLINES = {
     "over_budget": "Your run would cost more than it may; nothing was paid",
     "timed_out": "Your run took too long and was ended",
 }
+_HEADLINES_OF_ADAPTERS = {
+    "succeeded": "Your adapter is on Workers AI",
+    "failed": "Your adapter could not be published",
+    "cancelled": "The publication of your adapter was cancelled",
+    "rejected": "Your adapter was rejected; nothing was created",
+    "duplicate": "Nothing to do: this adapter is known",
+    "superseded": "Nothing to do: the adapter was overwritten",
+    "missing": "Nothing to do: the adapter is not all there",
+    "timed_out": "The publication of your adapter took too long and was ended",
+}
 _NOTICES = {
     DELAYED: (
         "Your job is still in the queue",
@@ -42,8 +52,8 @@ _MAX_SUBJECT = 99  # of an e-mail from SNS, which takes ASCII without line break
 
 def subject_of(run: Run, notice: str | None = None) -> str:
     """One line that says what became of the run, or what is to be noticed of it; ASCII, at most 99 characters."""
-    name = run.key.rsplit("/", 1)[-1].encode("ascii", "replace").decode()
-    line = f"{_NOTICES[notice][0] if notice else _HEADLINES[run.state]}: {name}"
+    name = (adapter_name(run.key) or run.key.rsplit("/", 1)[-1]).encode("ascii", "replace").decode()
+    line = f"{_NOTICES[notice][0] if notice else _headline(run)}: {name}"
     return "".join(c if c.isprintable() else "?" for c in line)[:_MAX_SUBJECT]
 
 
@@ -55,7 +65,7 @@ def message_of(run: Run, notice: str | None = None) -> dict[str, str]:
 
 def text_of(run: Run, notice: str | None = None) -> str:
     """A few lines of plain text: what happened, what it is called, what it cost."""
-    headline, why = _NOTICES[notice] if notice else (_HEADLINES[run.state], run.error.message if run.error else None)
+    headline, why = _NOTICES[notice] if notice else (_headline(run), run.error.message if run.error else None)
     lines = [f"{headline}.", ""]
     facts = {
         "File": run.key,
@@ -69,12 +79,19 @@ def text_of(run: Run, notice: str | None = None) -> str:
         "Estimated cost": _usd(run.estimated_cost_usd),
         "Time": _duration(run),
         "Job": run.job_id,
+        "Finetune": run.finetune_id,
+        "Trained by": f"run {run.source_run_id}" if run.source_run_id else None,
         "Results": results_key(run.run_id, "") if run.result_keys else None,
-        "Adapter": adapter_key(run.run_id, "") if any(map(is_adapter, run.result_keys)) else None,
+        "Adapter": next((key.removesuffix(WEIGHTS) for key in run.result_keys if key.endswith(WEIGHTS)), None),
         "Run": run.run_id,
     }
     lines += [f"{name + ':':16}{value}" for name, value in facts.items() if value is not None]
     return "\n".join(lines) + "\n"
+
+
+def _headline(run: Run) -> str:
+    headlines = _HEADLINES | _HEADLINES_OF_ADAPTERS if adapter_name(run.key) else _HEADLINES
+    return headlines[run.state]
 
 
 def _count(number: int | None) -> str | None:

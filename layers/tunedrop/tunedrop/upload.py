@@ -23,7 +23,7 @@ from tunedrop.job_specification import MAX_SIZE
 from tunedrop.ledger import Ledger, UnknownRun
 from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, judge_job, preflight, provider_and_model
 from tunedrop.provider import Provider, Registry
-from tunedrop.runs import Run, results_key, swept_run_id
+from tunedrop.runs import DEPLOYMENT, Run, results_key, swept_run_id
 from tunedrop.settings import UploadSettings
 from tunedrop.smoke_test import with_wish
 from tunedrop.steps import Done, Wait
@@ -124,6 +124,8 @@ def _check_and_send(
             raise Transient("the validation set changed while it was read; it is checked again") from error
         fields["validation_file_id"] = validation_file.id
         parameters["validation_file"] = validation_file.id
+    if specification.deployment:
+        ledger.note(run.run_id, DEPLOYMENT, specification.deployment)
     ledger.plan(run.run_id, {**parameters, "training_file": file.id})
     ledger.update(run.run_id, state="waiting", **fields)
     return Done("waiting")
@@ -189,6 +191,7 @@ def _wanted(specification: bytes | None, settings: UploadSettings, providers: Re
         providers=known or [providers.default],
         profiles={**known, profile.name: profile},
         at_home=provider.at_home,
+        deploys=bool(settings.workers_ai_account_id),
         max_cost_usd=settings.max_cost_usd or None,
     )
     if named not in (None, profile.name):

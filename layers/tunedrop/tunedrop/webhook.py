@@ -14,6 +14,7 @@ from tunedrop.secret_store import Secret
 MAX_BODY_BYTES = 1 << 20
 MAX_EVENTS = 500
 """Of one notification: so many runs are started within the function's time; R2's forwarder sends at most 100."""
+NO_ACCOUNT = "an adapter, and the stack has no Workers AI account: set its parameter WorkersAiAccountId"
 
 Answer = tuple[HTTPStatus, dict[str, Any]]
 
@@ -43,6 +44,7 @@ def take_notification(
     bucket: str,
     secret: Secret,
     executions: Executions,
+    adapters: Executions | None = None,
     deletions: Deletions | None = None,
     prefix: str = "",
     suffix: str = "",
@@ -54,7 +56,8 @@ def take_notification(
     twice. No event takes others with it: those around one that is malformed, or not handed over, are taken all the
     same, and what is malformed among them is answered too, as ``malformed``, by its number from 0. With ``deletions``
     the runs of deleted datasets are cancelled; then those are answered, as ``cancelling``. Keys of datasets begin with
-    ``prefix`` and end in ``suffix``.
+    ``prefix`` and end in ``suffix``. ``adapters`` is where the runs that publish adapters are started, None where the
+    stack has no account to publish them in.
     """
     if len(body) > MAX_BODY_BYTES:
         return _too_large(f"a notification has at most {MAX_BODY_BYTES} bytes")
@@ -84,12 +87,13 @@ def take_notification(
             if deletions and event.bucket == bucket and event.deletes_dataset and (ended := deletions.take(event)):
                 cancelling += [{"key": event.key, "run_id": run_id} for run_id in ended]
                 continue
+            starting = adapters if event.brings_adapter else executions
             reason = event.why_ignored(bucket, prefix, suffix)
-            if reason:
-                ignored.append({"key": event.key, "reason": reason})
+            if reason or starting is None:
+                ignored.append({"key": event.key, "reason": reason or NO_ACCOUNT})
                 continue
             request = event.run_request()
-            executions.start(request)
+            starting.start(request)
             accepted.append({"key": request.key, "run_id": request.run_id})
         except TunedropError as error:
             failure = error

@@ -1,4 +1,4 @@
-"""Adapters: the files of a LoRA adapter that some services hand out with a job's checkpoints, brought home."""
+"""Fetching an adapter: the files that some fine-tuning services hand out with a job's checkpoints, brought home."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Any
 from tunedrop.bucket import Bucket
 from tunedrop.errors import Transient
 from tunedrop.provider import Provider
-from tunedrop.runs import adapter_key
+from tunedrop.runs import CONFIG, WEIGHTS
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 # https://github.com/huggingface/safetensors#format: 8 bytes that count the header's, the header as JSON, the tensors.
 MAX_HEADER_BYTES = 16 << 20
@@ -33,28 +31,26 @@ def find_adapter(checkpoints: Sequence[Mapping[str, Any]], provider: Provider) -
     return None
 
 
-def fetch_config(run_id: str, file_id: str, provider: Provider, bucket: Bucket) -> str:
-    """Copies the adapter's configuration into the bucket; its key there."""
+def fetch_config(key: str, file_id: str, provider: Provider, bucket: Bucket) -> str:
+    """Copies the adapter's configuration into the bucket, as ``key``, which it answers."""
     text = b""
     for chunk in provider.chunks(file_id):
         text += chunk
         if len(text) > MAX_CONFIG_BYTES:
             raise Transient(f"{CONFIG} has more than {MAX_CONFIG_BYTES} bytes")
     _object(text, CONFIG)
-    key = adapter_key(run_id, CONFIG)
     bucket.write(key, text, "application/json")
     return key
 
 
-def fetch_weights(run_id: str, file_id: str, provider: Provider, bucket: Bucket, deadline: float) -> str:
-    """Copies the adapter's weights into the bucket as they are read; their key there.
+def fetch_weights(key: str, file_id: str, provider: Provider, bucket: Bucket, deadline: float) -> str:
+    """Copies the adapter's weights into the bucket, as ``key``, while they are read; answers the key.
 
     Memory does not grow with them, and the object is there only once all of them are.
 
     Raises:
         Transient: they do not come whole, or not before ``deadline`` of the monotonic clock.
     """
-    key = adapter_key(run_id, WEIGHTS)
     bucket.write_stream(key, _whole(_until(provider.chunks(file_id), deadline)), "application/octet-stream")
     return key
 
