@@ -206,7 +206,7 @@ class Slow:
 
     def open(self, key, etag=None):
         stored = self._bucket.open(key, etag)
-        return replace(stored, chunks=self._chunks(stored))
+        return dataclasses.replace(stored, chunks=self._chunks(stored))
 
     def write(self, *arguments):
         self._bucket.write(*arguments)

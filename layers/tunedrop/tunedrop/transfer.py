@@ -489,15 +489,19 @@ class _Notes:
         """Adds a part; several may arrive at the same time. Not each is worth a write, which holds all of them."""
         with self._writing:
             upload.parts[number] = part_id
-            self._unwritten = True
-            if time.monotonic() >= self._written_at + NOTE_SECONDS:
+            self._unwritten = self._is_noted(upload)
+            if self._unwritten and time.monotonic() >= self._written_at + NOTE_SECONDS:
                 self._write({"upload": asdict(upload)})
 
     def complete(self, upload: _Upload) -> None:
         """Writes what is not written yet."""
         with self._writing:
-            if self._unwritten:
+            if self._unwritten and self._is_noted(upload):
                 self._write({"upload": asdict(upload)})
+
+    def _is_noted(self, upload: _Upload) -> bool:
+        """Whether it still stands there: one that turned out to be gone is not to come back with a part's arrival."""
+        return self.values.get("upload", {}).get("id") == upload.id
 
     @contextmanager
     def committing(self) -> Iterator[None]:
