@@ -285,7 +285,7 @@ class DynamoLedger:
             with suppress(_Unchanged):
                 return self._book(limit, "ADD tickets :one", "cells = :cells AND #period = :period", values)
             self._shape(limit, at)
-        raise Transient("the limit's size changes again and again")
+        raise _shapeless()
 
     def _shape(self, limit: Limit, at: int) -> None:
         """Makes the limit's item what the limit is now."""
@@ -312,16 +312,18 @@ class DynamoLedger:
         cell = f"opens[{slot.cell}]"
         values = {":cells": limit.cells, ":period": limit.period, ":at": at, ":opens": over + limit.period, ":one": 1}
         condition = f"cells = :cells AND #period = :period AND {cell} <= :at AND closed_until <= :at"
-        try:
-            self._book(limit, f"SET {cell} = :opens ADD changes :one", condition, values)
-        except _Unchanged:
-            book = _book(self._get(f"limit#{limit.name}"))
-            if (book.cells, book.period) != (limit.cells, limit.period):
+        for _ in range(_SHAPINGS):
+            try:
+                self._book(limit, f"SET {cell} = :opens ADD changes :one", condition, values)
+            except _Unchanged:
+                book = _book(self._get(f"limit#{limit.name}"))
+                if (book.cells, book.period) == (limit.cells, limit.period):
+                    return max(book.opens[slot.cell], book.closed_until, at + 1)
                 self._shape(limit, at)
-                return at + 1000
-            return max(book.opens[slot.cell], book.closed_until, at + 1)
-        self._update(run_id, "REMOVE #name", "attribute_exists(id)", {"#name": f"{_SLOT}{use}"}, {})
-        return 0
+            else:
+                self._update(run_id, "REMOVE #name", "attribute_exists(id)", {"#name": f"{_SLOT}{use}"}, {})
+                return 0
+        raise _shapeless()
 
     def settle(self, slot: Slot, limit: Limit, over: int, at: int) -> None:
         """See :meth:`Ledger.settle`."""
@@ -583,6 +585,10 @@ def connect(environment: Mapping[str, str]) -> DynamoLedger:
 def arrival_id(bucket: str, key: str, etag: str) -> str:
     """The id of the item that tells of the last run on an object of that eTag; at most 1,300 of 2,048 bytes."""
     return f"arrival#{bucket}/{key}/{etag}"
+
+
+def _shapeless() -> Transient:
+    return Transient("the limit's size changes again and again")
 
 
 class _Unchanged(Exception):

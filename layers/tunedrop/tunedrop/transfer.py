@@ -501,7 +501,7 @@ class _Notes:
 
     def _is_noted(self, upload: _Upload) -> bool:
         """Whether it still stands there: one that turned out to be gone is not to come back with a part's arrival."""
-        return self.values.get("upload", {}).get("id") == upload.id
+        return bool(self.values.get("upload", {}).get("id") == upload.id)
 
     @contextmanager
     def committing(self) -> Iterator[None]:
