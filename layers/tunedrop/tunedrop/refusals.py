@@ -17,9 +17,10 @@ _ELSEWHERE = 'train elsewhere: set the parameter Provider, or "provider" in the 
 
 _QUOTATION = re.compile(
     r"[\[{].*[\]}]|[\[{].*"
-    r"|\"[^\"]*\s[^\"]*(\"|$)|`[^`]*\s[^`]*(`|$)|“[^”]*\s[^”]*(”|$)"
-    r"|(?<!\w)'[^']*\s[^']*('(?!\w)|$)"  # an apostrophe is between letters
+    r"|\"[^\"]*(?:\"|$)|`[^`]*(?:`|$)|“[^”]*(?:”|$)"
+    r"|(?<!\w)'(?:[^']|(?<=\w)'(?=\w))*(?:'|$)"  # an apostrophe is between letters
 )
+_ONE_WORD = re.compile(r"[\"`'“]\S*[\"`'”]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ REFUSALS: tuple[Refusal, ...] = (
 def without_quotations(sentence: str) -> str:
     """A service's sentence, on one line, without what it may quote of a dataset: JSON, and words in quotation marks. A
     single word in quotation marks stays: it is a model, a parameter or a status."""
-    return _QUOTATION.sub("…", " ".join(sentence.split()))
+    return _QUOTATION.sub(lambda found: found[0] if _ONE_WORD.fullmatch(found[0]) else "…", " ".join(sentence.split()))
 
 
 def recognise(codes: Iterable[object], message: str, status: int | None = None) -> Refusal | None:
