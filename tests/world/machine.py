@@ -166,7 +166,7 @@ class Machine:
             self._tokens[token] = take
         given = self._fill(execution, state["Parameters"], token) if "Parameters" in state else execution.data
         self._timers.after(seconds, lambda: take(TaskFailed("States.Timeout")))
-        self._call(resource.removesuffix(WAITS_FOR_TOKEN), given, called)
+        self._call(_callee(resource), given, called)
 
     def _failed(self, execution: Execution, name: str, state: Mapping[str, Any], failure: TaskFailed) -> None:
         for number, retrier in enumerate(state.get("Retry", [])):
@@ -272,3 +272,11 @@ def _names(rule: Mapping[str, Any], failure: TaskFailed) -> bool:
 
 def _timestamp(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _callee(resource: str) -> str:
+    """The folder of the function that is called, or the service's resource."""
+    function = re.fullmatch(r"\$\{(\w+)FunctionArn\}", resource)
+    if function:
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", function[1]).lower()
+    return resource.removesuffix(WAITS_FOR_TOKEN)

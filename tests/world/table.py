@@ -8,7 +8,6 @@ and refuses those that it does not know. The ledger's contract tests hold it to 
 import re
 import threading
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
@@ -20,11 +19,12 @@ Item = dict[str, Value]
 Values = Mapping[str, Value]
 Condition = Callable[[Item, Values], bool]
 Operand = Callable[[Item, Values], Value | None]
-Change = Callable[[Item, Item, Values], None]  # from the item as it was, to the one that it becomes
+Change = Callable[[Item, Item, Values], Item]  # of the item as it was and as it is so far, to what it becomes
+Path = tuple[str | int, ...]  # an attribute's name, then the keys and indices inside it
 
 
 class Table:
-    """Items by the key ``id``."""
+    """Items by the key ``id``. What is stored is never changed in place, so it need not be copied."""
 
     def __init__(self) -> None:
         self.items: dict[str, Item] = {}
@@ -33,13 +33,13 @@ class Table:
     def get_item(self, *, Key: Item, **_: Any) -> dict[str, Any]:
         with self._lock:
             item = self.items.get(Key["id"]["S"])
-            return {"Item": deepcopy(item)} if item is not None else {}
+            return {"Item": item} if item is not None else {}
 
     def put_item(self, *, Item: Item, **asked: Any) -> dict[str, Any]:
         with self._lock:
             key = Item["id"]["S"]
             self._require(key, asked)
-            self.items[key] = deepcopy(Item)
+            self.items[key] = Item
             return {}
 
     def update_item(self, *, Key: Item, UpdateExpression: str, **asked: Any) -> dict[str, Any]:
@@ -48,11 +48,11 @@ class Table:
             self._require(key, asked)
             names = tuple(sorted(asked.get("ExpressionAttributeNames", {}).items()))
             before = self.items.get(key, {})
-            after = {**before, **Key}
+            after: Item = {**before, **Key}
             for change in _changes(UpdateExpression, names):
-                change(before, after, asked.get("ExpressionAttributeValues", {}))
+                after = change(before, after, asked.get("ExpressionAttributeValues", {}))
             self.items[key] = after
-            return {"Attributes": deepcopy(after)} if asked.get("ReturnValues") == "ALL_NEW" else {}
+            return {"Attributes": after} if asked.get("ReturnValues") == "ALL_NEW" else {}
 
     def delete_item(self, *, Key: Item, **asked: Any) -> dict[str, Any]:
         with self._lock:
@@ -70,7 +70,7 @@ class Table:
         if not _condition(text, names)(item or {}, asked.get("ExpressionAttributeValues", {})):
             failed: Any = {"Error": {"Code": "ConditionalCheckFailedException", "Message": "The condition failed"}}
             if item is not None and asked.get("ReturnValuesOnConditionCheckFailure") == "ALL_OLD":
-                failed["Item"] = deepcopy(item)
+                failed["Item"] = item
             raise ClientError(failed, "Write")
 
 
@@ -146,16 +146,16 @@ class _Parser:
 
     def _function(self, kind: str) -> Condition:
         self._need("(")
-        name = self._name()
+        path = self._path()
         if kind.endswith("EXISTS"):
             self._need(")")
-            return lambda item, values: (name in item) == (kind == "ATTRIBUTE_EXISTS")
+            return lambda item, values: (_at(item, path) is not None) == (kind == "ATTRIBUTE_EXISTS")
         self._need(",")
         operand = self._operand()
         self._need(")")
         if kind == "ATTRIBUTE_TYPE":
-            return lambda item, values: name in item and operand(item, values)["S"] in item[name]
-        return lambda item, values: name in item and _contains(item[name], operand(item, values))
+            return lambda item, values: operand(item, values)["S"] in (_at(item, path) or {})
+        return lambda item, values: _contains(_at(item, path), operand(item, values))
 
     def _operand(self) -> Operand:
         word = self._words[0]
@@ -164,28 +164,42 @@ class _Parser:
             return lambda item, values: values[word]
         if self.take("IF_NOT_EXISTS"):
             self._need("(")
-            name = self._name()
+            path = self._path()
             self._need(",")
             default = self._operand()
             self._need(")")
-            return lambda item, values: item[name] if name in item else default(item, values)
-        name = self._name()
-        return lambda item, values: item.get(name)
+            return lambda item, values: default(item, values) if (v := _at(item, path)) is None else v
+        path = self._path()
+        return lambda item, values: _at(item, path)
+
+    def _path(self) -> Path:
+        path: list[str | int] = [self._name()]
+        while sign := self.take(".", "["):
+            if sign == ".":
+                path.append(self._name())
+            else:
+                path.append(int(self._words.pop(0)))
+                self._need("]")
+        return tuple(path)
 
     def _name(self) -> str:
         word = self._words.pop(0)
         return self._names[word] if word.startswith("#") else word
 
     def change(self, clause: str) -> Change:
-        name = self._name()
+        path = self._path()
         if clause == "REMOVE":
-            return lambda before, after, values: after.pop(name, None)
+            return lambda before, after, values: _with(after, path, None)
         if clause == "SET":
             self._need("=")
             value = self._sum()
-            return lambda before, after, values: after.update({name: deepcopy(value(before, values))})
+            return lambda before, after, values: _with(after, path, value(before, values))
         operand = self._operand()
-        return lambda before, after, values: _merge(after, name, operand(before, values), add=clause == "ADD")
+
+        def merge(before: Item, after: Item, values: Values) -> Item:
+            return _with(after, path, _merged(_at(before, path), operand(before, values), add=clause == "ADD"))
+
+        return merge
 
     def _sum(self) -> Operand:
         left = self._operand()
@@ -208,7 +222,7 @@ def _plain(value: Value) -> tuple[str, Any]:
 
 def _compare(left: Value | None, sign: str, right: Value | None) -> bool:
     if left is None or right is None:
-        return False
+        return sign == "<>" and left is not right
     (kind, a), (other_kind, b) = _plain(left), _plain(right)
     if kind != other_kind:
         return sign == "<>"
@@ -222,20 +236,54 @@ def _compare(left: Value | None, sign: str, right: Value | None) -> bool:
     }[sign]()
 
 
-def _contains(value: Value, wanted: Value) -> bool:
+def _at(item: Item, path: Path) -> Value | None:
+    found: Value | None = item.get(str(path[0]))
+    for step in path[1:]:
+        inside = (found or {}).get("L" if isinstance(step, int) else "M")
+        if isinstance(step, int):
+            found = inside[step] if inside and step < len(inside) else None
+        else:
+            found = inside.get(step) if inside else None
+    return found
+
+
+def _with(item: Item, path: Path, value: Value | None) -> Item:
+    """The item with that value at that place, or without anything there."""
+    name, *rest = path
+    if rest:
+        value = _inside(item[str(name)], tuple(rest), value)
+    item = {**item, str(name): value} if value is not None else {k: v for k, v in item.items() if k != name}
+    return item
+
+
+def _inside(outer: Value, path: Path, value: Value | None) -> Value:
+    step, *rest = path
+    if not isinstance(step, int):
+        return {"M": _with(outer["M"], path, value)}
+    elements = list(outer["L"])
+    if rest:
+        value = _inside(elements[step], tuple(rest), value)
+    if value is None:
+        del elements[step]
+    elif step < len(elements):
+        elements[step] = value
+    else:
+        elements.append(value)  # as DynamoDB does with an index past the end
+    return {"L": elements}
+
+
+def _contains(value: Value | None, wanted: Value) -> bool:
+    if value is None:
+        return False
     (kind, content), (_, element) = _plain(value), _plain(wanted)
     return wanted in content if kind == "L" else str(element) in content
 
 
-def _merge(after: Item, name: str, value: Value, *, add: bool) -> None:
-    """ADD and DELETE: to and from a number or a set."""
+def _merged(old: Value | None, value: Value, *, add: bool) -> Value | None:
+    """What ADD and DELETE make of a number or a set; an empty set is no value."""
     [(kind, content)] = value.items()
     if kind == "N":
-        after[name] = {"N": str(Decimal(after.get(name, {"N": "0"})["N"]) + Decimal(content))}
-        return
-    found = set(after.get(name, {kind: []})[kind])
+        return {"N": str(Decimal((old or {"N": "0"})["N"]) + Decimal(content))}
+    found = set((old or {kind: []})[kind])
     found = found | set(content) if add else found - set(content)
-    if found:
-        after[name] = {kind: sorted(found)}
-    else:
-        after.pop(name, None)
+    return {kind: sorted(found)} if found else None
