@@ -1,17 +1,20 @@
 """A fine-tuning service in memory, whose jobs run by the clock and whose own books say what was paid."""
 
+import random
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tunedrop.errors import Throttled, Unauthorised
+from tunedrop.errors import Throttled, Unauthorised, UnknownOutcome
 from tunedrop.provider import ProviderFile, ProviderJob
 
 from tests.unit.fakes import MemoryProvider
 from tests.world.timers import Timers
 
 CREATIONS, UPLOADS = "creations", "uploads"
+LONGEST_FILE_LAG = 100.0  # seconds; what has become of an upload is looked for 120 s long
+LONGEST_LANDING, LONGEST_JOB_LAG = 400.0, 400.0  # together below the 900 s of a job
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -36,20 +39,22 @@ class Limit:
 class Service(MemoryProvider):
     """The double that passes the contract of the real adapter, with keys, limits and a will of its own.
 
-    ``ended`` is told of the end of every job. Of every file and job taken it knows when listings show it, and of a
-    creation that comes late when it lands: such a call is never answered.
+    ``ended`` is told of the end of every job. ``odd`` is the share of creations that go in an odd way: listings show what
+    was created only later, or a job comes into being after its caller has given up; both within what the product
+    allows for.
     """
 
-    def __init__(self, timers: Timers, key: str, training_seconds: float = 600.0) -> None:
+    def __init__(self, timers: Timers, chance: random.Random, key: str, training_seconds: float = 600.0) -> None:
         super().__init__()
+        self.odd = 0.0
         self.key = key
         self.training_seconds = training_seconds
         self.limits: dict[str, Limit] = {}
         self.ended: Callable[[ProviderJob], None] = lambda job: None
         self.outcomes: deque[str] = deque()
-        self.listing_lag = 0.0
         self.creations: list[tuple[float, str]] = []  # when, and on which file: what was paid
         self._timers = timers
+        self._chance = chance
         self._by_file: dict[str, list[str]] = {}
         self._by_name: dict[str, list[str]] = {}
         self._listed_from: dict[str, float] = {}
@@ -70,27 +75,29 @@ class Service(MemoryProvider):
         self._take(UPLOADS)
         file = super().upload(name, chunks, size)
         self._by_name.setdefault(name, []).append(file.id)
-        self._listed_from[file.id] = self._timers.clock.now() + self.listing_lag
+        self._listed_from[file.id] = self._timers.clock.now() + self._lag(LONGEST_FILE_LAG)
         return file
 
     def jobs_on(self, training_file: str) -> list[ProviderJob]:
         found = (self.jobs[job_id] for job_id in self._by_file.get(training_file, ()) if self._is_listed(job_id))
         return sorted(found, key=lambda job: (job.created_at, job.id))
 
-    def create_job(self, *, model: str, training_file: str, **parameters: Any) -> ProviderJob:
+    def create_job(self, **parameters: Any) -> ProviderJob:
         self._take(CREATIONS)
-        job = super().create_job(model=model, training_file=training_file, **parameters)
+        if self._is_odd():
+            self._timers.after(self._chance.uniform(0, LONGEST_LANDING), lambda: self._create(**parameters))
+            raise UnknownOutcome("the fine-tuning service did not answer (APITimeoutError)")
+        return self._create(**parameters)
+
+    def _create(self, **parameters: Any) -> ProviderJob:
+        job = super().create_job(**parameters)
         at = self._timers.clock.now()
-        self.creations.append((at, training_file))
-        self._by_file.setdefault(training_file, []).append(job.id)
-        self._listed_from[job.id] = at + self.listing_lag
+        self.creations.append((at, job.training_file))
+        self._by_file.setdefault(job.training_file, []).append(job.id)
+        self._listed_from[job.id] = at + self._lag(LONGEST_JOB_LAG)
         outcome = self.outcomes.popleft() if self.outcomes else "succeeded"
         self._timers.after(self.training_seconds, lambda: self._end(job.id, outcome))
         return job
-
-    def create_job_late(self, seconds: float, **parameters: Any) -> None:
-        """Takes a creation whose caller is gone by the time it lands."""
-        self._timers.after(seconds, lambda: self.create_job(**parameters))
 
     def cancel_job(self, job_id: str) -> ProviderJob:
         if self.jobs[job_id].status not in ENDED:
@@ -111,6 +118,12 @@ class Service(MemoryProvider):
     def _take(self, what: str) -> None:
         if what in self.limits:
             self.limits[what].take(self._timers.clock.now())
+
+    def _is_odd(self) -> bool:
+        return self._chance.random() < self.odd
+
+    def _lag(self, longest: float) -> float:
+        return self._chance.uniform(0, longest) if self._is_odd() else 0.0
 
     def _is_listed(self, thing_id: str) -> bool:
         return self._listed_from[thing_id] <= self._timers.clock.now()
