@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Machine:
     def __init__(
         self, call: Call, timers: Timers, chance: random.Random, definition: Mapping[str, Any] | None = None
     ) -> None:
-        self._definition = definition or yaml.safe_load(DEFINITION.read_text())
+        self._definition = definition or _deployed()
         self._states = self._definition["States"]
         for name, state in self._states.items():
             _refuse_unknown(name, state)
@@ -226,6 +227,11 @@ class Machine:
             return _at(path, execution.data)
         except LookupError as error:
             raise NotImplementedError(f"{path} leads nowhere in {execution.data}: States.Runtime") from error
+
+
+@cache
+def _deployed() -> Mapping[str, Any]:
+    return dict(yaml.safe_load(DEFINITION.read_text()))
 
 
 def _refuse_unknown(name: str, state: Mapping[str, Any]) -> None:

@@ -188,17 +188,6 @@ def _work(pipe: Connection, cross: Cross) -> None:
 
     with installed(call, cross, lambda: at) as worker:
         while True:
-            function, event = receive()
-            worker.function = function
-            answer = worker.handle(function, event)
+            answer = worker.handle(*receive())
             pipe.send(("done", answer, worker.heard()))
 
-
-def doomed(name: Callable[[Crossing], bool]) -> Cross:
-    """Dies by SIGKILL where ``name`` says so."""
-
-    def cross(crossing: Crossing) -> None:
-        if name(crossing):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return cross

@@ -102,7 +102,9 @@ class _Provider:
 
 
 class Worker:
-    """Handles events. ``heard`` is what it has logged since it was last asked."""
+    """Handles events. ``function`` is the name of the one that it is at."""
+
+    function = ""
 
     def __init__(self) -> None:
         self._handlers = {name: import_module(f"functions.{name}.handler") for name in FUNCTIONS}
@@ -112,6 +114,7 @@ class Worker:
 
     def handle(self, function: str, event: Any) -> Any:
         """The function's answer, or the TaskFailed that Lambda makes of what it raises."""
+        Worker.function = function  # there is one worker to a process
         try:
             answer = self._handlers[function].handler(event, Context(function))
             return json.loads(json.dumps(answer))
@@ -121,6 +124,7 @@ class Worker:
             return TaskFailed(type(error).__name__, json.dumps(told))
 
     def heard(self) -> str:
+        """What it has logged since it was last asked."""
         text = self._log.getvalue()
         self._log.seek(0)
         self._log.truncate()

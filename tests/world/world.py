@@ -20,7 +20,6 @@ class World:
 
     def __init__(self, cloud: Cloud, cross: Cross) -> None:
         self.cloud = cloud
-        self.function = ""
         self._cross = cross
         self._dead = False
         self.worker: Worker | None = None
@@ -40,14 +39,13 @@ class World:
 
     def _carried_out(self, function: str, event: Any) -> Any:
         assert self.worker is not None
-        self.function, self._dead = function, False
+        self._dead = False
         try:
             return self.worker.handle(function, event)
         except Killed:
             self.worker.forget()
             return TaskFailed("Runtime.ExitError")
         finally:
-            self.function = ""
             self.cloud.listen("log", self.worker.heard())
 
     def run(self, seconds: float = 400 * 86_400) -> None:
