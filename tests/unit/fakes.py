@@ -9,6 +9,7 @@ from tunedrop import clock
 from tunedrop.bucket import StoredObject
 from tunedrop.errors import Missing, Superseded
 from tunedrop.ledger import UnknownRun
+from tunedrop.limits import Book, Slot, milliseconds
 from tunedrop.provider import ProviderFile, ProviderJob
 from tunedrop.providers import PROFILES
 from tunedrop.runs import FINAL, Run
@@ -79,6 +80,9 @@ class MemoryLedger:
         self._called_back = set()
         self._objects = {}
         self._withdrawn = set()
+        self._slots = {}
+        self._books = {}
+        self._places = {}
         self.tokens = {}
 
     def begin(self, run):
@@ -105,7 +109,8 @@ class MemoryLedger:
 
     def claim(self, content, run_id):
         holder = self._runs.get(self._claims.get(content, run_id))
-        if holder is None or (holder.is_final and holder.state != "succeeded"):
+        lost = holder and (holder.run_id, "create_job") in self._intents and not holder.job_id
+        if holder is None or (holder.is_final and holder.state != "succeeded" and not lost):
             self._claims[content] = run_id
         return self._claims.setdefault(content, run_id)
 
@@ -155,19 +160,80 @@ class MemoryLedger:
         self.tokens.pop(run_id, None)
 
     def hold(self, run_id, bucket, key):
-        self._objects[bucket, key] = run_id
+        self._objects.setdefault((bucket, key), set()).add(run_id)
 
     def withdraw(self, bucket, key, at):
-        run = self._runs.get(self._objects.get((bucket, key)))
-        if run is None or run.is_final or at <= clock.seconds(run.created_at):
-            return None
-        self._withdrawn.add(run.run_id)
-        self._called_back.add(run.run_id)
-        return run.run_id, self.tokens.get(run.run_id)
+        held = self._objects.get((bucket, key), set()) & self._runs.keys()
+        runs = sorted(map(self._runs.get, held), key=lambda run: run.created_at)
+        found = [r.run_id for r in runs if not r.is_final and clock.seconds(r.created_at) < at]
+        self._withdrawn.update(found)
+        self._called_back.update(found)
+        return [(run_id, self.tokens.get(run_id)) for run_id in found]
 
     def withdrawn(self, run_id):
         self.get(run_id)
         return run_id in self._withdrawn
+
+    def reserve(self, run_id, use, limit):
+        self.get(run_id)
+        noted = self._slots.get((run_id, use))
+        if noted and noted.limit == limit.name and noted.cell < limit.cells:
+            return noted
+        at = milliseconds(clock.now())
+        book = replace(self._book(limit, at), tickets=self._book(limit, at).tickets + 1)
+        given = book.best_returned(limit, at)
+        cell = given.cell if given else book.turn
+        slot = Slot(limit.name, cell, max(given.at if given else book.frees[cell], at))
+        returned = frozenset(one for one in book.returned - {given} if book.worth(one, limit, at))
+        frees = max(book.frees[cell], slot.at + limit.spacing)
+        self._books[limit.name] = replace(book, frees=_with(book.frees, cell, frees), returned=returned)
+        self._slots[run_id, use] = slot
+        return slot
+
+    def admit(self, run_id, use, slot, limit, over):
+        at = milliseconds(clock.now())
+        book = self._book(limit, at)
+        if book.opens[slot.cell] > at or book.closed_until > at:
+            return max(book.opens[slot.cell], book.closed_until)
+        self._books[limit.name] = replace(book, opens=_with(book.opens, slot.cell, over + limit.period))
+        self._slots.pop((run_id, use), None)
+        return 0
+
+    def settle(self, slot, limit, over, at):
+        book = self._books[limit.name]
+        if book.opens[slot.cell] == over + limit.period:
+            self._books[limit.name] = replace(book, opens=_with(book.opens, slot.cell, at + limit.period))
+
+    def close(self, limit, until):
+        book = self._books.get(limit.name, Book())
+        self._books[limit.name] = replace(book, closed_until=max(until, book.closed_until))
+
+    def closed_until(self, limit):
+        return self._books.get(limit.name, Book()).closed_until
+
+    def occupy(self, run_id, group, most):
+        self.get(run_id)
+        holders = self._places.setdefault(group, set())
+        holders -= {other for other in holders if self._runs[other].is_final}
+        if run_id not in holders and len(holders) >= most:
+            return False
+        holders.add(run_id)
+        return True
+
+    def release(self, run_id):
+        self.get(run_id)
+        for key in [key for key in self._slots if key[0] == run_id]:
+            slot = self._slots.pop(key)
+            book = self._books[slot.limit]
+            self._books[slot.limit] = replace(book, returned=book.returned | {slot})
+        for holders in (*self._places.values(), *self._objects.values()):
+            holders.discard(run_id)
+
+    def _book(self, limit, at):
+        book = self._books.get(limit.name, Book())
+        if (book.cells, book.period) != (limit.cells, limit.period):
+            self._books[limit.name] = book = book.shaped(limit, at)
+        return book
 
     def delivered(self, run_id):
         self.get(run_id)
@@ -176,6 +242,10 @@ class MemoryLedger:
     def deliver(self, run_id, destination):
         self.get(run_id)
         self._delivered.setdefault(run_id, set()).add(destination)
+
+
+def _with(values, index, value):
+    return (*values[:index], value, *values[index + 1 :])
 
 
 class MemoryBucket:

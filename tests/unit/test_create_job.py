@@ -142,9 +142,10 @@ def test_after_a_second_unknown_outcome_the_last_look_is_as_far_away_again(run, 
 @pytest.mark.parametrize(
     "error", [Rejected("c", "m"), Denied("c", "m"), Throttled("m", 5), Unauthorised("m")], ids=repr
 )
-def test_after_a_refusal_the_job_may_be_created_at_once(run, provider, ledger, error):
+def test_after_a_refusal_the_job_may_be_created_without_looking_for_it(run, provider, ledger, clock, error):
     with pytest.raises(type(error)):
         step(run, Broken(provider, "create_job", error), ledger)
+    clock.advance(getattr(error, "wait_seconds", 0))
     assert step(run, provider, ledger) == Done("training")
 
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError, EndpointConnectionError
 from tunedrop.errors import Transient
-from tunedrop.ledger import DynamoLedger, UnknownRun
+from tunedrop.ledger import CREATE_JOB, DynamoLedger, UnknownRun
 from tunedrop.runs import FINAL, Failure, Run, RunRequest
 
 from local.deploy import ROOT
@@ -151,6 +151,26 @@ def test_a_run_that_ended_otherwise_gives_its_content_up(ledger, run, state):
     ledger.begin(a_run(C))
     assert ledger.claim("x", B) == B
     assert ledger.claim("x", C) == B
+
+
+@pytest.mark.parametrize("state", ["failed", "timed_out"])
+def test_a_run_that_may_have_a_job_unknown_keeps_its_content_until_there_is_known_to_be_none(ledger, run, state):
+    ledger.claim("x", A)
+    ledger.intend(A, CREATE_JOB)
+    ledger.finish(A, state, None)
+    ledger.begin(a_run(B))
+    assert ledger.claim("x", B) == A
+    ledger.abandon(A, CREATE_JOB)
+    assert ledger.claim("x", B) == B
+
+
+def test_a_run_whose_job_is_known_to_have_failed_gives_its_content_up(ledger, run):
+    ledger.claim("x", A)
+    ledger.intend(A, CREATE_JOB)
+    ledger.update(A, job_id="ftjob-1")
+    ledger.finish(A, "failed", None)
+    ledger.begin(a_run(B))
+    assert ledger.claim("x", B) == B
 
 
 def test_another_content_is_free(ledger, run):
@@ -337,42 +357,53 @@ def test_a_deletion_finds_the_run_that_trains_on_the_object_and_its_token(ledger
     ledger.hold(A, "datasets", KEY)
     assert not ledger.withdrawn(A)
     wait(A, "token")
-    assert ledger.withdraw("datasets", KEY, later(clock)) == (A, "token")
+    assert ledger.withdraw("datasets", KEY, later(clock)) == [(A, "token")]
     assert ledger.withdrawn(A)
 
 
 def test_a_deletion_before_the_wait_leaves_nothing_to_wait_for(ledger, run, wait, clock):
     ledger.hold(A, "datasets", KEY)
-    assert ledger.withdraw("datasets", KEY, later(clock)) == (A, None)
+    assert ledger.withdraw("datasets", KEY, later(clock)) == [(A, None)]
     assert not wait(A, "token")
     ledger.listen(A)
     assert ledger.withdrawn(A), "a look does not forget it"
 
 
-def test_a_deletion_is_of_the_run_that_came_last(ledger, run, clock):
+def test_a_deletion_finds_all_runs_on_the_object_that_began_before_it(ledger, run, clock):
     ledger.hold(A, "datasets", KEY)
+    clock.advance(60)
     ledger.begin(a_run(B))
     ledger.hold(B, "datasets", KEY)
-    assert ledger.withdraw("datasets", KEY, later(clock)) == (B, None)
-    assert not ledger.withdrawn(A)
+    assert ledger.withdraw("datasets", KEY, clock.at - 30) == [(A, None)], "what is told late is of the earlier one"
+    assert not ledger.withdrawn(B)
+    assert ledger.withdraw("datasets", KEY, later(clock)) == [(A, None), (B, None)]
+    assert ledger.withdrawn(B)
+
+
+def test_a_deletion_passes_over_runs_that_are_released(ledger, run, clock):
+    ledger.begin(a_run(B))
+    for run_id in (A, B):
+        ledger.hold(run_id, "datasets", KEY)
+    ledger.release(A)
+    assert ledger.withdraw("datasets", KEY, later(clock)) == [(B, None)]
 
 
 @pytest.mark.parametrize(("bucket", "key", "after"), [("x", KEY, 60), ("datasets", "x", 60), ("datasets", KEY, 0)])
 def test_a_deletion_of_something_else_or_of_what_was_there_before_finds_nothing(ledger, run, clock, bucket, key, after):
     ledger.hold(A, "datasets", KEY)
-    assert ledger.withdraw(bucket, key, later(clock, after)) is None
+    assert ledger.withdraw(bucket, key, later(clock, after)) == []
     assert not ledger.withdrawn(A)
 
 
 def test_a_deletion_after_the_end_finds_nothing(ledger, run, clock):
     ledger.hold(A, "datasets", KEY)
     ledger.finish(A, "succeeded", None)
-    assert ledger.withdraw("datasets", KEY, later(clock)) is None
+    assert ledger.withdraw("datasets", KEY, later(clock)) == []
 
 
 def test_a_deletion_of_a_run_that_the_ledger_has_forgotten_finds_nothing(ledger, clock):
     ledger.hold(B, "datasets", KEY)
-    assert ledger.withdraw("datasets", KEY, later(clock)) is None
+    assert ledger.withdraw("datasets", KEY, later(clock)) == []
 
 
 def test_whether_an_unknown_run_is_withdrawn_is_not_known(ledger):

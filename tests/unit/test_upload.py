@@ -91,7 +91,7 @@ def test_the_report_is_left_in_the_bucket(drop, upload, bucket):
 def test_the_run_can_be_found_by_its_object(drop, upload, ledger, clock):
     run = drop()
     upload(run)
-    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (run.run_id, None)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == [(run.run_id, None)]
 
 
 def test_a_duplicate_does_not_take_the_object_from_the_run_that_trains_on_it(drop, upload, ledger, clock):
@@ -99,7 +99,7 @@ def test_a_duplicate_does_not_take_the_object_from_the_run_that_trains_on_it(dro
     upload(first)
     with pytest.raises(Duplicate):
         upload(second)
-    assert ledger.withdraw("datasets", KEY, clock.at + 1) == (first.run_id, None)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == [(first.run_id, None)]
 
 
 @pytest.mark.parametrize(("wish", "prompt"), [(True, DEFAULT_PROMPT), ("What does ü cost?", "What does ü cost?")])
@@ -380,12 +380,13 @@ def test_half_a_file_of_that_name_is_not_adopted(drop, upload, provider, ledger)
     ("what", "method"), [("bucket", "open"), ("bucket", "write"), ("provider", "files_named"), ("provider", "upload")]
 )
 def test_trouble_that_passes_leaves_nothing_behind_that_the_next_attempt_stumbles_over(
-    drop, upload, bucket, provider, ledger, what, method, error
+    drop, upload, bucket, provider, ledger, clock, what, method, error
 ):
     run = drop()
     whole = {"bucket": bucket, "provider": provider}[what]
     with pytest.raises(type(error)):
         upload(run, **{what: Broken(whole, method, error)})
+    clock.advance(getattr(error, "wait_seconds", 0))
     assert upload(run) == Done("waiting")
     assert len(uploads(provider, run)) == 1
 

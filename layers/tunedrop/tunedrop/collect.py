@@ -79,6 +79,7 @@ def collect_results(
     """
     if not run.is_final:
         run = _end(run, outcome, provider, bucket, ledger)
+    ledger.release(run.run_id)
     return {
         "run": run.document(),
         "subject": subject_of(run),

@@ -6,18 +6,22 @@ import logging
 
 from tunedrop.clock import now, seconds
 from tunedrop.deletion import dataset_deleted
-from tunedrop.errors import Denied, Rejected, Throttled, Unauthorised
-from tunedrop.ledger import Ledger
+from tunedrop.errors import Denied, NotYet, Rejected, Throttled, Transient, Unauthorised
+from tunedrop.ledger import CREATE_JOB, Ledger
+from tunedrop.limits import JOBS, in_turn, limit_of
 from tunedrop.provider import Provider, ProviderFile, ProviderJob
 from tunedrop.runs import Run
 from tunedrop.steps import Done, Wait, next_look_seconds
 
-EFFECT = "create_job"
 PROCESSING_PAUSE_SECONDS = 5
 LONGEST_PROCESSING_SECONDS = 3600
 LAST_LOOK_SECONDS = 900
 """A creation whose outcome is unknown is looked for so long before it is repeated: it can land after the client's
 time-out, and listings lag behind."""
+LONGEST_CALL_SECONDS = 150
+"""The function is ended before that, and with it the call."""
+SHORTEST_PLACE_PAUSE_SECONDS = 15
+LONGEST_PLACE_PAUSE_SECONDS = 600
 
 
 _logger = logging.getLogger("tunedrop")
@@ -32,9 +36,10 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
 
     Raises:
         Rejected, Denied, Throttled, Unauthorised: the service refused; nothing was created.
+        NotYet: the service's limit is used up for now; the run has its turn.
         Cancelled: the dataset was deleted; nothing was created.
         UnknownOutcome: the service may have created it; the next call looks for it.
-        Transient: looking failed.
+        Transient: looking failed, or the ledger; nothing was created.
     """
     if run.job_id:
         return Done("training")
@@ -46,20 +51,29 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
     if jobs:
         return _record(run, keep_oldest(jobs, provider), provider, ledger)
 
-    since = ledger.intend(run.run_id, EFFECT)
+    most = provider.profile.concurrent_jobs
+    if most and not ledger.occupy(run.run_id, provider.profile.name, most):
+        if ledger.withdrawn(run.run_id):
+            raise dataset_deleted()
+        return Wait(_place_pause(now() - seconds(run.updated_at)), run.state)
+
+    since = ledger.intend(run.run_id, CREATE_JOB)
     if since is not None:
         pause = next_look_seconds(since, LAST_LOOK_SECONDS)
         if pause is not None:
             return Wait(pause, run.state)
-        ledger.abandon(run.run_id, EFFECT)
-        ledger.intend(run.run_id, EFFECT)
+        ledger.abandon(run.run_id, CREATE_JOB)
+        ledger.intend(run.run_id, CREATE_JOB)
     if ledger.withdrawn(run.run_id):
-        ledger.abandon(run.run_id, EFFECT)
+        ledger.abandon(run.run_id, CREATE_JOB)
         raise dataset_deleted()
     try:
-        job = provider.create_job(**ledger.planned(run.run_id))
-    except (Rejected, Denied, Throttled, Unauthorised):
-        ledger.abandon(run.run_id, EFFECT)  # refused for certain
+        parameters = ledger.planned(run.run_id)
+        limit = limit_of(provider.profile, JOBS, parameters["model"])
+        with in_turn(run.run_id, CREATE_JOB, limit, LONGEST_CALL_SECONDS, ledger):
+            job = provider.create_job(**parameters)
+    except (NotYet, Transient, Rejected, Denied, Throttled, Unauthorised):
+        ledger.abandon(run.run_id, CREATE_JOB)  # refused for certain, or never asked for
         raise
     return _record(run, job, provider, ledger)
 
@@ -76,6 +90,11 @@ def keep_oldest(jobs: list[ProviderJob], provider: Provider) -> ProviderJob:
 def _processing_pause(age: float) -> float:
     # Growing, lest an hour of it fill the history of the execution; and it ends when the patience does.
     return max(PROCESSING_PAUSE_SECONDS, min(age / 60, LONGEST_PROCESSING_SECONDS - age))
+
+
+def _place_pause(waited: float) -> float:
+    # A job that is in the way takes a while: the longer it has, the longer it may.
+    return min(max(waited / 10, SHORTEST_PLACE_PAUSE_SECONDS), LONGEST_PLACE_PAUSE_SECONDS)
 
 
 def _processed(file: ProviderFile) -> bool:

@@ -21,25 +21,23 @@ class Deletions:
     ledger: Ledger
     waker: Waker
 
-    def take(self, event: ObjectEvent) -> str | None:
-        """Has the run that trains on the deleted object end; its id, None where no run does.
+    def take(self, event: ObjectEvent) -> list[str]:
+        """Has the runs that train on the deleted object end; their ids.
 
         Events come in no order: a deletion that happened before the run began is of what was there before.
 
         Raises:
-            Transient: it could not be noted, or the run not be woken.
+            Transient: it could not be noted, or a run not be woken.
         """
         try:
             at = seconds(event.deleted_at)
         except ValueError:
-            return None
+            return []
         found = self.ledger.withdraw(event.bucket, event.key, at)
-        if found is None:
-            return None
-        run_id, token = found
-        if token:
-            self.waker.wake(token)
-        return run_id
+        for _, token in found:
+            if token:
+                self.waker.wake(token)
+        return [run_id for run_id, _ in found]
 
 
 def dataset_deleted() -> Cancelled:

@@ -27,6 +27,14 @@ class Throttled(TunedropError):
         self.wait_seconds = wait_seconds
 
 
+class NotYet(TunedropError):
+    """Its turn under a limit that all runs share comes in ``wait_seconds``; nothing was done."""
+
+    def __init__(self, message: str, wait_seconds: float) -> None:
+        super().__init__(message)
+        self.wait_seconds = wait_seconds
+
+
 class Unauthorised(TunedropError):
     """Our credentials were not accepted (401): fetch the secret once more, then wait for the operator and alarm."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -14,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tunedrop.clock import now, seconds, timestamp
 from tunedrop.errors import Transient
+from tunedrop.limits import Book, Limit, Slot, milliseconds
 from tunedrop.runs import FINAL, Failure, Run
 from tunedrop.settings import LedgerSettings, load
 
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 KEPT_DAYS = 400
+CREATE_JOB = "create_job"
+"""The effect that costs money."""
+
+_SLOT = "slot_"
+_SHAPINGS = 5
 
 
 class UnknownRun(LookupError):
@@ -28,7 +36,10 @@ class UnknownRun(LookupError):
 
 
 class Ledger(Protocol):
-    """What the steps of a run ask of the ledger. Every method raises Transient when it cannot be reached."""
+    """What the steps of a run ask of the ledger. Every method raises Transient when it cannot be reached.
+
+    Times of limits are milliseconds since the epoch.
+    """
 
     def begin(self, run: Run) -> Run:
         """Writes a new run, unless it is there already; returns what the ledger holds then."""
@@ -43,8 +54,11 @@ class Ledger(Protocol):
         """Gives a run its final state, once: a later call changes nothing. Returns what the ledger holds then."""
 
     def claim(self, content: str, run_id: str) -> str:
-        """Makes ``run_id`` the run that trains on ``content``, unless a run that is under way or succeeded holds it
-        already; returns the id of the run that holds it then."""
+        """Makes ``run_id`` the run that trains on ``content``, unless one that is under way, has succeeded or may have
+        a job that nobody knows of holds it already; returns the id of the run that holds it then.
+
+        That is so after ``intend(run_id, CREATE_JOB)`` without a ``job_id``, until the intent is abandoned.
+        """
 
     def intend(self, run_id: str, effect: str) -> float | None:
         """Notes that ``effect`` is about to be brought about. None when it was not noted before; else the epoch second
@@ -65,6 +79,31 @@ class Ledger(Protocol):
     def noted(self, run_id: str, name: str) -> dict[str, Any]:
         """What :meth:`note` kept last under ``name``, nothing where it never did."""
 
+    def reserve(self, run_id: str, use: str, limit: Limit) -> Slot:
+        """The slot of the run's call ``use``: the one that it has, else the next that is free. Raises UnknownRun."""
+
+    def admit(self, run_id: str, use: str, slot: Slot, limit: Limit, over: int) -> int:
+        """Lets the call of a slot be made, which uses the slot up: 0. Where it may not, the time to ask again.
+
+        The slot's cell counts as busy until ``over``, at which the call is over for certain.
+        """
+
+    def settle(self, slot: Slot, limit: Limit, over: int, at: int) -> None:
+        """Notes that a call that was admitted until ``over`` was over ``at`` that time already."""
+
+    def close(self, limit: Limit, until: int) -> None:
+        """Lets nobody make a call under the limit until then."""
+
+    def closed_until(self, limit: Limit) -> int:
+        """The time until which nobody may make a call; 0 where nothing is known."""
+
+    def occupy(self, run_id: str, group: str, most: int) -> bool:
+        """Gives the run one of the ``most`` places of a group, or says that there is none left; one that has a place
+        keeps it."""
+
+    def release(self, run_id: str) -> None:
+        """Gives back the slots, the place and the object that the run still has, for it has ended; may be repeated."""
+
     def join(self, job: str, run_id: str) -> None:
         """Notes whose job it is, so that a callback finds the run; one that came before is not lost."""
 
@@ -75,11 +114,12 @@ class Ledger(Protocol):
         """Forgets the callbacks so far: what they hint at is about to be looked at."""
 
     def hold(self, run_id: str, bucket: str, key: str) -> None:
-        """Notes that the run trains on an object, so that its deletion finds the run."""
+        """Notes that the run trains on an object, until it is released, so that the object's deletion finds the run."""
 
-    def withdraw(self, bucket: str, key: str, at: float) -> tuple[str, str | None] | None:
-        """Notes for the run that trains on an object that it was deleted at that epoch second; its id and the token of
-        its wait. None where no run that began before is under way."""
+    def withdraw(self, bucket: str, key: str, at: float) -> list[tuple[str, str | None]]:
+        """Notes for the runs that train on an object that it was deleted at that epoch second; their ids and the tokens
+        of their waits. Only runs that are under way and began before count, the oldest of them first.
+        """
 
     def withdrawn(self, run_id: str) -> bool:
         """Whether the object that the run trains on was deleted."""
@@ -93,7 +133,8 @@ class Ledger(Protocol):
 
 class DynamoLedger:
     """The ledger in a DynamoDB table whose only key is ``id``: ``run#ID`` for runs, ``content#HASH`` for claims,
-    ``job#PROVIDER/ID`` for whose a job is, ``object#BUCKET/KEY`` for the run that trains on an object.
+    ``job#PROVIDER/ID`` for whose a job is, ``object#BUCKET/KEY`` for the runs that train on an object, ``limit#NAME``
+    and ``places#GROUP`` for the limits of a service.
 
     Every write is one conditional write, so that of two attempts at the same time one sees what the other did.
     """
@@ -138,10 +179,11 @@ class DynamoLedger:
             return run_id
         holder = str(self._get(f"content#{content}").get("run_id", run_id))
         try:
-            run = self.get(holder)
+            found = self._item(holder)
         except UnknownRun:
             return holder  # written a moment ago: its run is just beginning
-        if not run.is_final or run.state == "succeeded":
+        run = Run.from_document(found)
+        if not run.is_final or run.state == "succeeded" or (_intent(CREATE_JOB) in found and not run.job_id):
             return holder
         if self._put(item, "run_id = :run_id", {":run_id": holder}):
             return run_id
@@ -153,7 +195,8 @@ class DynamoLedger:
         try:
             self._update(run_id, "SET #name = :at", "attribute_not_exists(#name)", {"#name": name}, {":at": now()})
         except _Unchanged as unchanged:
-            return float(unchanged.item[name])
+            at = unchanged.item.get(name)
+            return float(at) if at is not None else self.intend(run_id, effect)  # taken back a moment ago
         return None
 
     def abandon(self, run_id: str, effect: str) -> None:
@@ -179,6 +222,171 @@ class DynamoLedger:
         """See :meth:`Ledger.noted`."""
         value: dict[str, Any] = json.loads(self._item(run_id).get(f"note_{name}", "{}"))
         return value
+
+    def reserve(self, run_id: str, use: str, limit: Limit) -> Slot:
+        """See :meth:`Ledger.reserve`.
+
+        A ticket, the next slot of the ticket's cell, a note of it: a death in between loses the slot, never the limit.
+        """
+        name = f"{_SLOT}{use}"
+        noted = self._item(run_id).get(name)
+        if noted and (slot := _slot(noted)).limit == limit.name and slot.cell < limit.cells:
+            return slot
+        slot = self._deal(limit)
+        unchanged = "#name = :noted" if noted else "attribute_not_exists(#name)"
+        values = {":slot": _written(slot)} | ({":noted": noted} if noted else {})
+        try:
+            self._update(run_id, "SET #name = :slot", unchanged, {"#name": name}, values)
+        except _Unchanged:  # the same step runs twice, and one slot is enough
+            self._return(slot)
+            return self.reserve(run_id, use, limit)
+        return slot
+
+    def _deal(self, limit: Limit) -> Slot:
+        at = milliseconds(now())
+        book = self._ticket(limit, at)
+        spent = {_written(given) for given in book.returned if book.worth(given, limit, at) is None}
+        given = book.best_returned(limit, at)
+        if given:
+            again = Slot(limit.name, given.cell, max(given.at, at))
+            values: dict[str, Any] = {":text": _written(given), ":spent": {_written(given), *spent}}
+            condition, change = "contains(returned, :text)", "DELETE returned :spent"
+            if again.at != given.at:
+                condition += f" AND frees[{given.cell}] = :free"
+                change += f" SET frees[{given.cell}] = :next"
+                values |= {":free": given.at + limit.spacing, ":next": again.at + limit.spacing}
+            with suppress(_Unchanged):  # somebody else was given it
+                self._book(limit, change, condition, values)
+                return again
+        free = f"frees[{book.turn}]"
+        if book.frees[book.turn] <= at:
+            with suppress(_Unchanged):  # somebody else has just taken it
+                self._book(limit, f"SET {free} = :next", f"{free} <= :at", {":next": at + limit.spacing, ":at": at})
+                return Slot(limit.name, book.turn, at)
+        change, values = f"SET {free} = {free} + :spacing", {":spacing": limit.spacing}
+        if spent:
+            change, values = f"{change} DELETE returned :spent", {**values, ":spent": spent}
+        after = self._book(limit, change, "attribute_exists(id)", values)
+        return Slot(limit.name, book.turn, after.frees[book.turn] - limit.spacing)
+
+    def _ticket(self, limit: Limit, at: int) -> Book:
+        values = {":one": 1, ":cells": limit.cells, ":period": limit.period}
+        for _ in range(_SHAPINGS):
+            with suppress(_Unchanged):
+                return self._book(limit, "ADD tickets :one", "cells = :cells AND #period = :period", values)
+            self._shape(limit, at)
+        raise Transient("the limit's size changes again and again")
+
+    def _shape(self, limit: Limit, at: int) -> None:
+        """Makes the limit's item what the limit is now."""
+        item = self._get(f"limit#{limit.name}")
+        shaped = _book(item).shaped(limit, at)
+        values: dict[str, Any] = {":cells": shaped.cells, ":period": shaped.period, ":opens": list(shaped.opens)}
+        change = "SET cells = :cells, #period = :period, opens = :opens"
+        if "cells" in item:
+            condition = "changes = :changes AND size(frees) = :size"
+            change += ", frees = list_append(frees, :more)"
+            known = len(item["frees"])
+            values |= {":changes": item["changes"], ":size": known, ":more": list(shaped.frees[known:])}
+        else:
+            condition = "attribute_not_exists(cells)"
+            change += ", frees = :frees, tickets = :zero, changes = :zero"
+            change += ", closed_until = if_not_exists(closed_until, :zero)"
+            values |= {":frees": list(shaped.frees), ":zero": 0}
+        with suppress(_Unchanged):  # which the next attempt sees
+            self._book(limit, change, condition, values)
+
+    def admit(self, run_id: str, use: str, slot: Slot, limit: Limit, over: int) -> int:
+        """See :meth:`Ledger.admit`."""
+        at = milliseconds(now())
+        cell = f"opens[{slot.cell}]"
+        values = {":cells": limit.cells, ":period": limit.period, ":at": at, ":opens": over + limit.period, ":one": 1}
+        condition = f"cells = :cells AND #period = :period AND {cell} <= :at AND closed_until <= :at"
+        try:
+            self._book(limit, f"SET {cell} = :opens ADD changes :one", condition, values)
+        except _Unchanged:
+            book = _book(self._get(f"limit#{limit.name}"))
+            if (book.cells, book.period) != (limit.cells, limit.period):
+                self._shape(limit, at)
+                return at + 1000
+            return max(book.opens[slot.cell], book.closed_until, at + 1)
+        self._update(run_id, "REMOVE #name", "attribute_exists(id)", {"#name": f"{_SLOT}{use}"}, {})
+        return 0
+
+    def settle(self, slot: Slot, limit: Limit, over: int, at: int) -> None:
+        """See :meth:`Ledger.settle`."""
+        cell = f"opens[{slot.cell}]"
+        values = {":then": over + limit.period, ":opens": at + limit.period, ":one": 1}
+        with suppress(_Unchanged):  # the limit's size has changed since: the cell stays shut as long as it was to
+            self._book(limit, f"SET {cell} = :opens ADD changes :one", f"{cell} = :then", values)
+
+    def close(self, limit: Limit, until: int) -> None:
+        """See :meth:`Ledger.close`."""
+        with suppress(_Unchanged):
+            condition = "attribute_not_exists(closed_until) OR closed_until < :until"
+            self._book(limit, "SET closed_until = :until", condition, {":until": until})
+
+    def closed_until(self, limit: Limit) -> int:
+        """See :meth:`Ledger.closed_until`."""
+        return _book(self._get(f"limit#{limit.name}")).closed_until
+
+    def occupy(self, run_id: str, group: str, most: int) -> bool:
+        """See :meth:`Ledger.occupy`.
+
+        Where there is none left, one of those that have a place, by chance, is looked at: a run that ended without
+        giving it back loses it.
+        """
+        self._update(run_id, "SET #place = :group", "attribute_exists(id)", {"#place": "place"}, {":group": group})
+        condition = "attribute_not_exists(holders) OR contains(holders, :run_id) OR size(holders) < :most"
+        values = {":me": {run_id}, ":run_id": run_id, ":most": most}
+        for _ in range(2):
+            with suppress(_Unchanged):
+                self._write(f"places#{group}", "ADD holders :me", condition, {}, values)
+                return True
+            if not self._vacated(group):
+                break
+        return False
+
+    def _vacated(self, group: str) -> bool:
+        holders = self._get(f"places#{group}").get("holders")
+        if not holders:
+            return True
+        one = random.choice(sorted(holders))  # noqa: S311
+        try:
+            if not self.get(one).is_final:
+                return False
+        except UnknownRun:
+            pass
+        self._vacate(group, one)
+        return True
+
+    def _vacate(self, group: str, run_id: str) -> None:
+        self._write(f"places#{group}", "DELETE holders :run", "attribute_exists(id)", {}, {":run": {run_id}})
+
+    def release(self, run_id: str) -> None:
+        """See :meth:`Ledger.release`."""
+        item = self._item(run_id)
+        for name in item:
+            if name.startswith(_SLOT):
+                with suppress(_Unchanged):  # another attempt at this has given it back
+                    self._update(run_id, "REMOVE #name", "#name = :slot", {"#name": name}, {":slot": item[name]})
+                    self._return(_slot(item[name]))
+        with suppress(_Unchanged):
+            held = f"object#{item['bucket']}/{item['key']}"
+            self._write(held, "DELETE runs :runs", "attribute_exists(id)", {}, {":runs": {run_id}})
+        if "place" in item:
+            with suppress(_Unchanged):
+                self._vacate(item["place"], run_id)
+            self._update(run_id, "REMOVE #place", "attribute_exists(id)", {"#place": "place"}, {})
+
+    def _return(self, slot: Slot) -> None:
+        with suppress(_Unchanged):
+            values = {":slot": {_written(slot)}}
+            self._write(f"limit#{slot.limit}", "ADD returned :slot", "attribute_exists(id)", {}, values)
+
+    def _book(self, limit: Limit, change: str, condition: str, values: Mapping[str, Any]) -> Book:
+        names = {"#period": "period"} if "#period" in change + condition else {}
+        return _book(self._write(f"limit#{limit.name}", change, condition, names, values))
 
     def join(self, job: str, run_id: str) -> None:
         """See :meth:`Ledger.join`."""
@@ -211,23 +419,27 @@ class DynamoLedger:
 
     def hold(self, run_id: str, bucket: str, key: str) -> None:
         """See :meth:`Ledger.hold`."""
-        self._upsert(f"object#{bucket}/{key}", {"run_id": run_id})
+        values = {":runs": {run_id}, ":expires_at": int(now()) + KEPT_DAYS * 86_400}
+        change = "ADD runs :runs SET expires_at = :expires_at"
+        self._write(f"object#{bucket}/{key}", change, None, {}, values)
 
-    def withdraw(self, bucket: str, key: str, at: float) -> tuple[str, str | None] | None:
+    def withdraw(self, bucket: str, key: str, at: float) -> list[tuple[str, str | None]]:
         """See :meth:`Ledger.withdraw`.
 
         The mark of a callback goes with it: whether the run waits already or is about to, it looks again.
         """
-        run_id = self._get(f"object#{bucket}/{key}").get("run_id")
-        try:
-            if run_id is None or (run := self.get(run_id)).is_final or at <= seconds(run.created_at):
-                return None
-        except UnknownRun:
-            return None
+        found = []
+        for run_id in self._get(f"object#{bucket}/{key}").get("runs", ()):
+            with suppress(UnknownRun):
+                run = self.get(run_id)
+                if not run.is_final and seconds(run.created_at) < at:
+                    found.append(run)
+        return [(run.run_id, self._withdraw(run.run_id)) for run in sorted(found, key=lambda run: run.created_at)]
+
+    def _withdraw(self, run_id: str) -> str | None:
         names = {"#withdrawn": "withdrawn", "#mark": "called_back"}
         change = "SET #withdrawn = :mark, #mark = :mark"
-        item = self._update(run_id, change, "attribute_exists(id)", names, {":mark": True})
-        return run_id, item.get("wake_token")
+        return self._update(run_id, change, "attribute_exists(id)", names, {":mark": True}).get("wake_token")
 
     def withdrawn(self, run_id: str) -> bool:
         """See :meth:`Ledger.withdrawn`."""
@@ -291,22 +503,32 @@ class DynamoLedger:
     def _update(
         self, run_id: str, change: str, condition: str, names: Mapping[str, str], values: Mapping[str, Any]
     ) -> dict[str, Any]:
-        arguments: dict[str, Any] = {"ExpressionAttributeValues": _serialised(values)} if values else {}
+        key = f"run#{run_id}"
         try:
-            answer = self._call(
-                "update_item",
-                Key={"id": {"S": f"run#{run_id}"}},
-                UpdateExpression=change,
-                ConditionExpression=condition,
-                ExpressionAttributeNames=dict(names),
-                ReturnValues="ALL_NEW",
-                ReturnValuesOnConditionCheckFailure="ALL_OLD",
-                **arguments,
-            )
+            return self._write(key, change, condition, names, values)
         except _Unchanged as unchanged:
-            if not unchanged.item:
+            # DynamoDB answers with the item; not every store that speaks its language does.
+            item = unchanged.item or self._get(key)
+            if not item:
                 raise UnknownRun(run_id) from None
-            raise
+            raise _Unchanged(item) from None
+
+    def _write(
+        self, key: str, change: str, condition: str | None, names: Mapping[str, str], values: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"ExpressionAttributeValues": _serialised(values)} if values else {}
+        if condition:
+            arguments["ConditionExpression"] = condition
+        if names:
+            arguments["ExpressionAttributeNames"] = dict(names)
+        answer = self._call(
+            "update_item",
+            Key={"id": {"S": key}},
+            UpdateExpression=change,
+            ReturnValues="ALL_NEW",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            **arguments,
+        )
         return _deserialised(answer["Attributes"])
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -335,6 +557,29 @@ class _Unchanged(Exception):
     def __init__(self, item: dict[str, Any]) -> None:
         super().__init__()
         self.item = item
+
+
+def _written(slot: Slot) -> str:
+    return f"{slot.cell}@{slot.at}@{slot.limit}"
+
+
+def _slot(text: str) -> Slot:
+    cell, at, limit = text.split("@", 2)
+    return Slot(limit, int(cell), int(at))
+
+
+def _book(item: Mapping[str, Any]) -> Book:
+    if "cells" not in item:
+        return Book(closed_until=item.get("closed_until", 0))
+    return Book(
+        cells=item["cells"],
+        period=item["period"],
+        tickets=item["tickets"],
+        opens=tuple(item["opens"]),
+        frees=tuple(item["frees"]),
+        returned=frozenset(map(_slot, item.get("returned", ()))),
+        closed_until=item["closed_until"],
+    )
 
 
 def _intent(effect: str) -> str:

@@ -112,6 +112,15 @@ class ProviderProfile:
     """Bytes of one part of an upload. Parts under way are held in memory: smaller ones than the service allows (OpenAI:
     64 MB) cost little and spare much."""
 
+    creations_per_hour: int | None = None
+    """Jobs of one model that may be created in any hour; None where no limit is known."""
+
+    files_per_hour: int | None = None
+    """Files and uploads that may be created in any hour; None where no limit is known."""
+
+    concurrent_jobs: int | None = None
+    """Jobs that may be under way at the same time; None where no limit is known, or where it queues them itself."""
+
     data: DataProfile = DataProfile()
     """Its limits on what is in a dataset."""
 
@@ -262,6 +271,8 @@ PROFILES: Final[Mapping[str, ProviderProfile]] = MappingProxyType(
                 file_limit=512 * MIB,
                 uploads_above=512_000_000,
                 uploads_limit=8192 * MIB,
+                creations_per_hour=10,
+                files_per_hour=100,
             ),
             # The base URL is the resource's own, https://RESOURCE.openai.azure.com/openai/v1. Request and suffix:
             # https://learn.microsoft.com/azure/foundry/reference/rest/fine-tuning-create-fine-tuning-job; training

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunedrop.clock import now, seconds
-from tunedrop.errors import Final, Throttled, TimedOut, Unauthorised, UnknownOutcome
+from tunedrop.errors import Final, NotYet, Throttled, TimedOut, Unauthorised, UnknownOutcome
 from tunedrop.runs import Run
 from tunedrop.texts import message_of, subject_of
 
@@ -17,6 +17,8 @@ UNAUTHORISED_PAUSE_SECONDS = 300
 FIRST_LOOK_SECONDS = 5
 LONGEST_LOOK_SECONDS = 120
 LONGEST_PATIENT_SECONDS = 900
+LONGEST_SLEEP_SECONDS = 3600
+"""A run whose turn comes later than that is asked meanwhile whether it is still wanted."""
 
 _logger = logging.getLogger("tunedrop")
 
@@ -56,6 +58,8 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
         outcome = step()
     except Final as error:
         return answer | {"state": error.state, "error": {"code": error.code, "message": error.message}}
+    except NotYet as error:
+        outcome = Wait(min(error.wait_seconds, LONGEST_SLEEP_SECONDS), run.state)
     except Throttled as error:
         outcome = Wait(_patient(error.wait_seconds, run), run.state)
     except Unauthorised as error:

@@ -15,8 +15,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from queue import Full, Queue
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -25,6 +26,7 @@ from tunedrop.clock import now
 from tunedrop.errors import (
     Denied,
     Final,
+    NotYet,
     Rejected,
     Throttled,
     Transient,
@@ -33,6 +35,7 @@ from tunedrop.errors import (
     UnknownOutcome,
 )
 from tunedrop.ledger import Ledger
+from tunedrop.limits import FILES, in_turn, limit_of
 from tunedrop.provider import Provider, ProviderFile
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -49,6 +52,10 @@ LONGEST_PAUSE_SECONDS = 30.0
 NOTE_SECONDS = 1.0
 """A death costs the parts of so long."""
 ENDING_SECONDS = 20.0
+LONGEST_CALL_SECONDS = 930.0
+"""The function is ended before that, and with it the call."""
+
+type _Turn = Callable[[], AbstractContextManager[None]]
 
 
 class OutOfTime(Exception):
@@ -81,8 +88,10 @@ class Outgoing:
         self._provider = provider
         self._notes = _Notes(ledger, run_id, name)
         self._seconds_left = seconds_left
+        self._turn = partial(in_turn, run_id, name, limit_of(provider.profile, FILES), LONGEST_CALL_SECONDS, ledger)
         self._opening = b""
         self._way: _Way | None = None
+        self._not_yet: NotYet | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -96,9 +105,16 @@ class Outgoing:
                 error.progressed = self._way.progressed
 
     def through(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Sends the chunks as somebody else reads them; raises as :meth:`send`."""
+        """Sends the chunks as somebody else reads them; raises as :meth:`send`.
+
+        Before its turn nothing of it leaves, but it is read: what is wrong with it is not to wait.
+        """
         for chunk in chunks:
-            self.send(chunk)
+            if self._not_yet is None:
+                try:
+                    self.send(chunk)
+                except NotYet as error:
+                    self._not_yet = error
             yield chunk
 
     def send(self, chunk: bytes) -> None:
@@ -106,6 +122,7 @@ class Outgoing:
 
         Raises:
             OutOfTime: before the function's time is over.
+            NotYet: the service's limit is used up for now.
             UnknownOutcome: an earlier attempt's commit may still show; or a call failed, and nothing was committed.
             Rejected, Denied, Throttled, Unauthorised, Transient: as the service answered.
         """
@@ -123,10 +140,12 @@ class Outgoing:
         """Makes a file of what was sent, or finds the one that an earlier attempt has made.
 
         Raises:
-            OutOfTime: before anything was committed.
+            OutOfTime, NotYet: before anything was committed.
             UnknownOutcome: the service may have made the file; the next attempt looks for it.
             Rejected, Denied, Throttled, Unauthorised, Transient: as the service answered; there is no file.
         """
+        if self._not_yet:
+            raise self._not_yet
         assert self._way, "an empty dataset is not valid"  # noqa: S101
         return self._way.commit()
 
@@ -142,8 +161,8 @@ class Outgoing:
             raise UnknownOutcome("whether the dataset has arrived is not known yet")
         above = self._provider.profile.uploads_above
         if above is not None and size > above:
-            return _InParts(self._name, size, self._provider, self._notes, self._look_at_the_clock)
-        return _OneCall(self._name, size, self._provider, self._notes, self._look_at_the_clock)
+            return _InParts(self._name, size, self._provider, self._notes, self._turn, self._look_at_the_clock)
+        return _OneCall(self._name, size, self._provider, self._notes, self._turn, self._look_at_the_clock)
 
     def _look_at_the_clock(self) -> None:
         if self._seconds_left() < RESERVE_SECONDS:
@@ -185,11 +204,20 @@ class _OneCall:
 
     progressed = False
 
-    def __init__(self, name: str, size: int, provider: Provider, notes: _Notes, be_patient: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        provider: Provider,
+        notes: _Notes,
+        turn: _Turn,
+        be_patient: Callable[[], None],
+    ) -> None:
         self._name = name
         self._size = size
         self._provider = provider
         self._notes = notes
+        self._turn = turn
         self._be_patient = be_patient
         self._held: deque[bytes] = deque()
         self._held_bytes = 0
@@ -209,7 +237,7 @@ class _OneCall:
     def commit(self) -> ProviderFile:
         with self._notes.committing():
             if self._call is None:
-                return self._provider.upload(self._name, self._held, self._size)
+                return self._upload(self._held)
             for chunk in (*self._held, None):
                 self._hand_on(chunk)
             return self._call.result()
@@ -225,7 +253,7 @@ class _OneCall:
 
     def _hand_on(self, chunk: bytes | None) -> None:
         if self._call is None:
-            self._call = self._pool.submit(self._provider.upload, self._name, self._chunks(), self._size)
+            self._call = self._pool.submit(self._upload, self._chunks())
         while True:
             if self._call.done():
                 self._call.result()
@@ -234,6 +262,10 @@ class _OneCall:
                 return self._waiting.put(chunk, timeout=1)
             except Full:
                 self._be_patient()
+
+    def _upload(self, chunks: Iterable[bytes]) -> ProviderFile:
+        with self._turn():
+            return self._provider.upload(self._name, chunks, self._size)
 
     def _chunks(self) -> Iterator[bytes]:
         while (chunk := self._waiting.get()) is not None:
@@ -247,10 +279,19 @@ class _OneCall:
 class _InParts:
     """An upload in parts, several at the same time. What has arrived is noted, and is sent no second time."""
 
-    def __init__(self, name: str, size: int, provider: Provider, notes: _Notes, be_patient: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        provider: Provider,
+        notes: _Notes,
+        turn: _Turn,
+        be_patient: Callable[[], None],
+    ) -> None:
         self._name = name
         self._size = size
         self._provider = provider
+        self._turn = turn
         self._be_patient = be_patient
         self._notes = notes
         self._upload = _Upload.noted(notes, size, provider.profile.part_bytes)
@@ -308,7 +349,8 @@ class _InParts:
 
     def _begun(self) -> _Upload:
         if self._upload is None:
-            begun = self._provider.begin_upload(self._name, self._size)
+            with self._turn():
+                begun = self._provider.begin_upload(self._name, self._size)
             part_bytes = self._provider.profile.part_bytes
             self._upload = _Upload(begun.id, begun.expires_at, self._size, part_bytes, {})
             self._notes.write(upload=asdict(self._upload))
@@ -416,7 +458,7 @@ class _Notes:
         self.write(committed_at=now())
         try:
             yield
-        except (Rejected, Denied, Throttled, Transient, Unauthorised):
+        except (NotYet, Rejected, Denied, Throttled, Transient, Unauthorised):
             self.write(committed_at=None)
             raise
 

@@ -248,11 +248,14 @@ def _claim(run: Run, report: Report, validation_etag: str | None, parameters: di
     content = json.dumps([report.sha256, validation_etag, run.provider, wanted], sort_keys=True)
     holder = ledger.claim(hashlib.sha256(content.encode()).hexdigest(), run.run_id)
     if holder != run.run_id:
-        raise Duplicate(
-            "duplicate",
-            f"run {holder} trains or has trained on the same dataset with the same specification; "
-            'say "force": true in the job specification to train again',
+        run = ledger.get(holder)
+        what = (
+            f"run {holder} ended before it was known whether its job, on the same dataset with the same specification, "
+            "had come about; look for one at the fine-tuning service, and where there is none, "
+            if run.is_final and run.state != "succeeded"
+            else f"run {holder} trains or has trained on the same dataset with the same specification; "
         )
+        raise Duplicate("duplicate", f'{what}say "force": true in the job specification to train again')
 
 
 def _beside(key: str, ending: str) -> str:

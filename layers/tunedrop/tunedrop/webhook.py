@@ -58,8 +58,8 @@ def take_notification(
         found = events.parse(body)
         accepted, ignored, cancelling = [], [], []
         for event in found:
-            if deletions and event.bucket == bucket and event.deletes_dataset and (run_id := deletions.take(event)):
-                cancelling.append({"key": event.key, "run_id": run_id})
+            if deletions and event.bucket == bucket and event.deletes_dataset and (ended := deletions.take(event)):
+                cancelling += [{"key": event.key, "run_id": run_id} for run_id in ended]
                 continue
             reason = event.why_ignored(bucket)
             if reason:
