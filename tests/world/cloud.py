@@ -31,6 +31,7 @@ BUCKET = "datasets"
 CANARY_PROMPT = "What does the canary sing at dawn?"
 CANARY_KEY = "sk-canary-0f2b7c"
 CANARY_SECRET = "whsec_" + base64.b64encode(b"the secret of the canary").decode()
+FORGER_SECRET = "whsec_" + base64.b64encode(b"somebody else's secret").decode()
 CANARY_ACCESS = "canary-access-3d91"
 CANARIES = (CANARY_PROMPT, CANARY_KEY, CANARY_SECRET, CANARY_ACCESS)
 PUSHED_AGAIN_SECONDS = 60.0  # a sender's pause before it repeats what was not accepted
@@ -59,6 +60,8 @@ class Cloud:
         self.told: dict[str, list[str]] = defaultdict(list)  # states published, by run
         self.received: dict[str, Counter[str]] = defaultdict(Counter)  # ids of notifications, by run and state
         self.callbacks = 1
+        self.forgeries = 0
+        self.calls = 0
         self.secrets = {
             "webhook": CANARY_SECRET,
             "storage": json.dumps({"access_key_id": CANARY_ACCESS, "secret_access_key": CANARY_SECRET}),
@@ -77,6 +80,7 @@ class Cloud:
 
     def call(self, service: str, operation: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         """What lies behind a client's edge."""
+        self.calls += 1
         if service == "provider":
             self.service.authenticate(named["key"])
             named = {name: value for name, value in named.items() if name != "key"}
@@ -131,6 +135,15 @@ class Cloud:
         event = {"type": f"fine_tuning.job.{job.status}", "data": {"id": job.id}}
         for _ in range(self.callbacks):
             self.timers.after(self.chance.uniform(0, 30), lambda: self.push("callback", event))
+        for _ in range(self.forgeries):
+            self.timers.after(self.chance.uniform(0, 30), lambda: self.push("callback", event, secret=FORGER_SECRET))
+
+    def rotate(self) -> None:
+        """Puts new credentials for the bucket and the fine-tuning service in the place of those that hold."""
+        self.service.key = self.secrets["provider"] = f"{CANARY_KEY}-{self.chance.getrandbits(32):x}"
+        self.store.access_key = f"{CANARY_ACCESS}-{self.chance.getrandbits(32):x}"
+        keys = {"access_key_id": self.store.access_key, "secret_access_key": CANARY_SECRET}
+        self.secrets["storage"] = json.dumps(keys)
 
     # What the state machine asks
 

@@ -32,7 +32,7 @@ class Limit:
             self.taken.popleft()
         if len(self.taken) >= self.most:
             self.refused += 1
-            raise Throttled("the fine-tuning service asks for a pause (429)", 60.0)
+            raise Throttled("the fine-tuning service asks for a pause (429)", self.taken[0] + self.seconds - at)
         self.taken.append(at)
 
 

@@ -169,6 +169,18 @@ class _Parser:
             default = self._operand()
             self._need(")")
             return lambda item, values: default(item, values) if (v := _at(item, path)) is None else v
+        if self.take("SIZE"):
+            self._need("(")
+            path = self._path()
+            self._need(")")
+            return lambda item, values: _size(_at(item, path))
+        if self.take("LIST_APPEND"):
+            self._need("(")
+            head = self._operand()
+            self._need(",")
+            tail = self._operand()
+            self._need(")")
+            return lambda item, values: {"L": [*head(item, values)["L"], *tail(item, values)["L"]]}
         path = self._path()
         return lambda item, values: _at(item, path)
 
@@ -270,6 +282,10 @@ def _inside(outer: Value, path: Path, value: Value | None) -> Value:
     else:
         elements.append(value)  # as DynamoDB does with an index past the end
     return {"L": elements}
+
+
+def _size(value: Value | None) -> Value | None:
+    return {"N": str(len(next(iter(value.values()))))} if value else None
 
 
 def _contains(value: Value | None, wanted: Value) -> bool:

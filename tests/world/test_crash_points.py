@@ -5,24 +5,27 @@ edge, and is named by the function, the adapter's method and the call. A run is 
 each of them, and at each pair of them.
 """
 
-import hashlib
+import itertools
 import os
+import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import pytest
 from tunedrop.bucket import Bucket
 from tunedrop.ledger import Ledger
 from tunedrop.provider import Provider
+from tunedrop.providers import PROFILES, ProviderProfile
 
 from tests.world import edges, processes, world
 from tests.world.cloud import Cloud
 from tests.world.edges import Crossing
+from tests.world.service import CREATIONS, Limit
 from tests.world.worker import Worker
 
-ONE_PAIR_IN = int(os.environ.get("ONE_PAIR_IN", "40"))
-"""Of all pairs of places so many are left out; `make soak` takes each."""
+PAIRS = int(os.environ.get("PAIRS", "40"))
+"""So many pairs of places of each story, taken by chance; `make soak` takes more."""
 
 
 def ordinary(cloud: Cloud) -> None:
@@ -51,21 +54,45 @@ def deleted(cloud: Cloud) -> None:
     cloud.timers.after(300, lambda: cloud.delete("a.jsonl"))
 
 
+def answered_late(cloud: Cloud) -> None:
+    cloud.service.odd = 1.0
+    cloud.drop("a.jsonl", world.dataset("a"))
+
+
+def throttled(cloud: Cloud) -> None:
+    cloud.service.limits[CREATIONS] = Limit(1, 3600)
+    cloud.drop("a.jsonl", world.dataset("a"))
+    cloud.drop("b.jsonl", world.dataset("b"))
+
+
+def two(cloud: Cloud) -> None:
+    cloud.drop("a.jsonl", world.dataset("a"))
+    cloud.drop("b.jsonl", world.dataset("b"))
+
+
 @dataclass(frozen=True)
 class Story:
-    """What happens, and the states that its runs end in."""
+    """What happens, and the states that its runs end in: one of those said, each in alphabetical order."""
 
     begin: Callable[[Cloud], None]
     ends: tuple[str, ...]
     on_deletion: str = "ignore"
+    profile: ProviderProfile = PROFILES["openai"]
 
 
 STORIES = {
     "ordinary": Story(ordinary, ("succeeded",)),
-    "dropped again": Story(dropped_again, ("duplicate", "succeeded")),
+    "dropped again": Story(dropped_again, ("duplicate succeeded",)),
     "rejected": Story(rejected, ("rejected",)),
     "failing": Story(failing, ("failed",)),
-    "deleted": Story(deleted, ("cancelled",), on_deletion="cancel"),
+    "deleted": Story(deleted, ("cancelled", "missing"), on_deletion="cancel"),  # a death may keep it from being read
+    "answered late": Story(answered_late, ("succeeded",)),
+    "throttled": Story(
+        throttled, ("succeeded succeeded",), profile=replace(PROFILES["openai"], creations_per_hour=None)
+    ),
+    "one at a time": Story(
+        two, ("succeeded succeeded",), profile=replace(PROFILES["openai"], concurrent_jobs=1, creations_per_hour=1)
+    ),
 }
 
 
@@ -87,7 +114,7 @@ class Watch:
 def told(story: Story, *doomed: str) -> tuple[Watch, Cloud]:
     """The story from its beginning to the end of its runs, with these deaths in it."""
     watch = Watch(*doomed)
-    with world.made(0, watch) as made, patch.dict(os.environ, {"ON_DELETION": story.on_deletion}):
+    with world.made(0, watch, story.profile) as made, patch.dict(os.environ, {"ON_DELETION": story.on_deletion}):
         story.begin(made.cloud)
         made.run()
     return watch, made.cloud
@@ -95,7 +122,7 @@ def told(story: Story, *doomed: str) -> tuple[Watch, Cloud]:
 
 def assert_well(story: Story, cloud: Cloud) -> None:
     assert not cloud.problems()
-    assert tuple(sorted(states[0] for states in cloud.told.values())) == story.ends
+    assert " ".join(sorted(states[0] for states in cloud.told.values())) in story.ends
 
 
 @pytest.fixture(scope="module", params=STORIES)
@@ -116,11 +143,10 @@ def test_a_death_at_any_place_loses_nothing_and_pays_nothing_twice(watched):
 
 def test_two_deaths_at_any_places_lose_nothing_and_pay_nothing_twice(watched):
     story, places = watched
-    for first in places:
-        for second in places:
-            if int.from_bytes(hashlib.sha256(f"{first}{second}".encode()).digest()[:4]) % ONE_PAIR_IN == 0:
-                _, cloud = told(story, first, second)
-                assert_well(story, cloud)
+    pairs = list(itertools.product(places, places))
+    for first, second in random.Random(0).sample(pairs, min(PAIRS, len(pairs))):
+        _, cloud = told(story, first, second)
+        assert_well(story, cloud)
 
 
 def test_no_call_of_an_adapter_is_left_out():

@@ -18,7 +18,7 @@ from unittest.mock import patch
 from tunedrop import secret_store
 from tunedrop.bucket import _keys
 from tunedrop.errors import Unauthorised
-from tunedrop.providers import PROFILES
+from tunedrop.providers import PROFILES, ProviderProfile
 from tunedrop.secret_store import Secret, StoredSecret
 
 from tests.world.edges import Call, Client, Cross
@@ -65,8 +65,8 @@ class Services:
 
     default = "openai"
 
-    def __init__(self, call: Call, cross: Cross) -> None:
-        self._only = _Provider(call, cross, StoredSecret("provider"))
+    def __init__(self, profile: ProviderProfile, call: Call, cross: Cross) -> None:
+        self._only = _Provider(profile, call, cross, StoredSecret("provider"))
 
     def of(self, name: str | None) -> Any:
         return self._only
@@ -78,10 +78,10 @@ class Services:
 class _Provider:
     """The adapter of the service in memory. A refused key is fetched once more, as the real one does."""
 
-    profile = PROFILES["openai"]
     at_home = True
 
-    def __init__(self, call: Call, cross: Cross, key: Secret) -> None:
+    def __init__(self, profile: ProviderProfile, call: Call, cross: Cross, key: Secret) -> None:
+        self.profile = profile
         self._key = key
         self._client = Client("provider", call, cross, key=key.value)
 
@@ -140,7 +140,9 @@ class Worker:
 
 
 @contextmanager
-def installed(call: Call, cross: Cross, now: Callable[[], float]) -> Iterator[Worker]:
+def installed(
+    call: Call, cross: Cross, now: Callable[[], float], profile: ProviderProfile = PROFILES["openai"]
+) -> Iterator[Worker]:
     """A worker in this process: clients, clock and pauses are those of the world while it is there."""
     with ExitStack() as stack:
         stack.enter_context(patch.dict(os.environ, ENVIRONMENT))
@@ -154,7 +156,7 @@ def installed(call: Call, cross: Cross, now: Callable[[], float]) -> Iterator[Wo
                 lambda endpoint, secret: Client("s3", call, cross, access_key=lambda: _keys(secret.value())[0]),
             )
         )
-        stack.enter_context(patch("tunedrop.provider.connect", lambda environment: Services(call, cross)))
+        stack.enter_context(patch("tunedrop.provider.connect", lambda environment: Services(profile, call, cross)))
         stack.enter_context(patch("functions.notify.handler.HttpSender", lambda: Client("receiver", call, cross)))
         unhurried = SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic, time=time.time)
         for name, module in list(sys.modules.items()):

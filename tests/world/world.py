@@ -1,9 +1,11 @@
 """The fast world: cloud and functions in one process and one thread, on a clock that jumps to what is due next."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from tunedrop.providers import PROFILES, ProviderProfile
 
 from tests.world.cloud import CANARY_PROMPT, Cloud
 from tests.world.edges import Cross, Crossing
@@ -60,10 +62,13 @@ class World:
 
 
 @contextmanager
-def made(seed: int = 0, cross: Callable[[Crossing], None] = lambda crossing: None) -> Iterator[World]:
+def made(
+    seed: int = 0, cross: Cross = lambda crossing: None, profile: ProviderProfile = PROFILES["openai"]
+) -> Iterator[World]:
+    """A world for a while."""
     cloud = Cloud(seed)
     world = World(cloud, cross)
-    with installed(cloud.call, world.cross, cloud.clock.now) as world.worker:
+    with installed(cloud.call, world.cross, cloud.clock.now, profile) as world.worker:
         yield world
 
 
