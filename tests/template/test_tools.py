@@ -14,13 +14,10 @@ from typing import Any
 
 import pytest
 
-from local import deploy
+from local import deploy, npm
 from tests.template.reading import FOLDERS, MACHINE, stem
 
-TESTS = deploy.ROOT / "tests"
-LOCK = TESTS / "package-lock.json"
-INSTALLED = TESTS / "node_modules" / ".package-lock.json"
-VALIDATOR = TESTS / "node_modules" / ".bin" / "asl-validator"
+VALIDATOR = npm.PACKAGES / ".bin" / "asl-validator"
 SAM = Path(sys.executable).with_name("sam")
 REGION = "us-east-1"  # SAM wants one, whatever is done with it
 
@@ -32,10 +29,10 @@ HERE = {"x86_64": "x86_64", "AMD64": "x86_64", "aarch64": "arm64", "arm64": "arm
 @pytest.fixture(scope="session")
 def asl_validator() -> Path:
     """asl-validator, installed as tests/package-lock.json pins it, unless that has been done already."""
-    if not INSTALLED.exists() or INSTALLED.stat().st_mtime < LOCK.stat().st_mtime:
-        if not shutil.which("npm"):
-            pytest.skip("asl-validator comes from npm, which this machine has not")
-        subprocess.run(["npm", "ci", "--prefix", TESTS, "--ignore-scripts", "--no-audit", "--no-fund"], check=True)
+    try:
+        npm.node()
+    except npm.NoNode as missing:
+        pytest.skip(str(missing))
     return VALIDATOR
 
 
@@ -62,8 +59,8 @@ def says(asl_validator: Path, folder: Path, machine: Any) -> subprocess.Complete
 
 
 def test_npm_lock_pins_contents_and_no_addresses() -> None:
-    lock = json.loads(LOCK.read_text())
-    wanted = json.loads((TESTS / "package.json").read_text())["devDependencies"]
+    lock = json.loads(npm.LOCK.read_text())
+    wanted = json.loads(npm.LOCK.with_name("package.json").read_text())["devDependencies"]
     packages = {name: facts for name, facts in lock["packages"].items() if name}
 
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in wanted.values())

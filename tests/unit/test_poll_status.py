@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from tunedrop.errors import Cancelled, Denied, Transient
+from tunedrop.errors import Cancelled, Denied, Rejected, Transient
 from tunedrop.poll_status import LONGEST_PAUSE_SECONDS, QUEUED, UNDER_WAY, poll_status
 from tunedrop.providers import PROFILES
 from tunedrop.settings import PollSettings
@@ -68,6 +68,22 @@ def test_a_job_that_failed_without_a_reason_says_so(run, provider, ledger):
         poll(run, provider, ledger, status="failed", error_code="", error_message=None)
     assert caught.value.code == "job_failed"
     assert "no reason" in caught.value.message
+
+
+@pytest.mark.parametrize("error", [Denied("insufficient_quota", "m"), Denied("http_404", "m"), Rejected("c", "m")])
+@pytest.mark.parametrize("method", ["job", "cancel_job"])
+def test_a_job_that_may_not_be_looked_at_is_waited_for_with_an_alarm(
+    run, provider, ledger, clock, caplog, method, error
+):
+    ledger.hold(run.run_id, run.bucket, run.key)
+    clock.advance(1)
+    ledger.withdraw(run.bucket, run.key, clock.at)
+    broken = Broken(provider, method, error)
+    answer = take(lambda: poll_status(run, POLLS_ALONE, provider=broken, ledger=ledger), run, 168)
+    assert (answer["state"], answer["wait_seconds"]) == ("training", 300)
+    [record] = caplog.records
+    assert (record.alarm, error.code in record.getMessage()) == ("unauthorised", True)
+    assert provider.job(run.job_id).status not in ("cancelled", "failed")
 
 
 def test_an_unknown_status_is_not_final_and_logs_one_alarm(run, provider, ledger, caplog):

@@ -6,6 +6,7 @@ from tunedrop.errors import (
     Denied,
     Duplicate,
     Missing,
+    NotYet,
     OverBudget,
     Rejected,
     Superseded,
@@ -68,6 +69,12 @@ def test_a_final_error_ends_the_run_in_its_state(run, kind, state):
 def test_a_throttled_step_waits_as_long_as_it_was_asked_to(run):
     answer = take(raising(Throttled("x", 12.5)), run, 168)
     assert answer == {"run_id": run.run_id, "state": "received", "wait_seconds": 13}
+
+
+@pytest.mark.parametrize(("turn", "wait"), [(12.2, 13), (3599.5, 3600), (86_400, 3600)])
+def test_a_step_sleeps_until_its_turn_however_old_the_run_is_but_no_longer_than_an_hour(run, clock, turn, wait):
+    clock.advance(100 * HOUR)
+    assert take(raising(NotYet("x", turn)), run, 168)["wait_seconds"] == wait
 
 
 def test_refused_credentials_wait_for_the_operator_with_an_alarm_and_without_what_the_service_said(run, caplog):

@@ -36,7 +36,10 @@ class NotYet(TunedropError):
 
 
 class Unauthorised(TunedropError):
-    """Our credentials were not accepted (401): fetch the secret once more, then wait for the operator and alarm."""
+    """Our credentials were not accepted (401): fetch the secret once more, then wait for the operator and alarm.
+
+    So is a refusal to tell of a job that is paid for, whatever it is refused for.
+    """
 
 
 class UnknownOutcome(TunedropError):

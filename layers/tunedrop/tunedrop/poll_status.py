@@ -6,7 +6,7 @@ import logging
 
 from tunedrop.clock import now
 from tunedrop.deletion import dataset_deleted
-from tunedrop.errors import Cancelled, Denied
+from tunedrop.errors import Cancelled, Denied, Rejected, Unauthorised
 from tunedrop.ledger import Ledger
 from tunedrop.provider import Provider, ProviderJob
 from tunedrop.refusals import recognise
@@ -38,14 +38,18 @@ def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger:
     Raises:
         Denied: the job failed; the service's own code and sentence are in it.
         Cancelled: somebody cancelled it at the service, or its dataset was deleted, which cancels it.
-        Transient, Throttled, Unauthorised: its state could not be read, which says nothing about the job.
+        Transient, Throttled, Unauthorised: its state could not be read, which says nothing about the job. It is paid
+            for and goes on: a refusal to tell of it, of whatever kind, is the operator's to mend until the deadline.
     """
     assert run.job_id is not None, "the creation step records the job before it lets the run go on"  # noqa: S101
     ledger.listen(run.run_id)  # before the look: what calls back after it is not to be missed
     withdrawn = ledger.withdrawn(run.run_id)
-    job = provider.job(run.job_id)
-    if withdrawn and job.status not in ENDED:
-        job = provider.cancel_job(job.id)
+    try:
+        job = provider.job(run.job_id)
+        if withdrawn and job.status not in ENDED:
+            job = provider.cancel_job(job.id)
+    except (Denied, Rejected) as error:
+        raise Unauthorised(f"the fine-tuning service tells nothing of the job {run.job_id} ({error.code})") from None
     if job.status == "succeeded" and job.fine_tuned_model:
         ledger.update(run.run_id, fine_tuned_model=job.fine_tuned_model, trained_tokens=job.trained_tokens)
         return Done("succeeded", job.fine_tuned_model)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,7 @@ from tunedrop.errors import Duplicate, Missing, OverBudget, Rejected, Superseded
 from tunedrop.events import DATASET, SPECIFICATION, VALIDATION
 from tunedrop.job_request import parameters as job_parameters
 from tunedrop.job_specification import MAX_SIZE
-from tunedrop.ledger import Ledger
+from tunedrop.ledger import Ledger, UnknownRun
 from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, judge_job, preflight, provider_and_model
 from tunedrop.provider import Provider, Registry
 from tunedrop.runs import Run, results_key
@@ -248,14 +249,19 @@ def _claim(run: Run, report: Report, validation_etag: str | None, parameters: di
     content = json.dumps([report.sha256, validation_etag, run.provider, wanted], sort_keys=True)
     holder = ledger.claim(hashlib.sha256(content.encode()).hexdigest(), run.run_id)
     if holder != run.run_id:
+        raise Duplicate("duplicate", _why_duplicate(holder, ledger))
+
+
+def _why_duplicate(holder: str, ledger: Ledger) -> str:
+    again = 'say "force": true in the job specification to train again'
+    with suppress(UnknownRun):  # a moment ago it was just beginning
         run = ledger.get(holder)
-        what = (
-            f"run {holder} ended before it was known whether its job, on the same dataset with the same specification, "
-            "had come about; look for one at the fine-tuning service, and where there is none, "
-            if run.is_final and run.state != "succeeded"
-            else f"run {holder} trains or has trained on the same dataset with the same specification; "
-        )
-        raise Duplicate("duplicate", f'{what}say "force": true in the job specification to train again')
+        if run.is_final and run.state != "succeeded":
+            return (
+                f"run {holder}, on the same dataset with the same specification, ended before it was known whether its "
+                f"job had come about; where the fine-tuning service has none, {again}"
+            )
+    return f"run {holder} trains or has trained on the same dataset with the same specification; {again}"
 
 
 def _beside(key: str, ending: str) -> str:
