@@ -52,7 +52,8 @@ class Service(MemoryProvider):
         self.limits: dict[str, Limit] = {}
         self.ended: Callable[[ProviderJob], None] = lambda job: None
         self.outcomes: deque[str] = deque()
-        self.creations: list[tuple[float, str]] = []  # when, and on which file: what was paid
+        self.creations: list[tuple[float, str]] = []  # when, and which job: what was paid
+        self.ended_at: dict[str, float] = {}
         self._timers = timers
         self._chance = chance
         self._by_file: dict[str, list[str]] = {}
@@ -61,7 +62,7 @@ class Service(MemoryProvider):
 
     def paid(self) -> Counter[str]:
         """How many jobs were ever created, by the name of the file that they train on."""
-        return Counter(self._files[file_id].name for _, file_id in self.creations)
+        return Counter(self._files[self.jobs[job_id].training_file].name for _, job_id in self.creations)
 
     def authenticate(self, key: str) -> None:
         if key != self.key:
@@ -92,7 +93,7 @@ class Service(MemoryProvider):
     def _create(self, **parameters: Any) -> ProviderJob:
         job = super().create_job(**parameters)
         at = self._timers.clock.now()
-        self.creations.append((at, job.training_file))
+        self.creations.append((at, job.id))
         self._by_file.setdefault(job.training_file, []).append(job.id)
         self._listed_from[job.id] = at + self._lag(LONGEST_JOB_LAG)
         outcome = self.outcomes.popleft() if self.outcomes else "succeeded"
@@ -113,6 +114,7 @@ class Service(MemoryProvider):
             self.contents[table] = b"step,train_loss\n1,0.9\n2,0.7\n"
             changes |= {"fine_tuned_model": f"ft:{job_id}", "trained_tokens": 100, "result_files": (table,)}
         self.set_job(job_id, **changes)
+        self.ended_at[job_id] = self._timers.clock.now()
         self.ended(self.jobs[job_id])
 
     def _take(self, what: str) -> None:
