@@ -240,6 +240,11 @@ class DynamoLedger:
         except _Unchanged:  # the same step runs twice, and one slot is enough
             self._return(slot)
             return self.reserve(run_id, use, limit)
+        except Transient:
+            # It may be noted all the same. Two runs at one slot are kept apart by its cell; a lost one serves nobody.
+            with suppress(Transient):
+                self._return(slot)
+            raise
         return slot
 
     def _deal(self, limit: Limit) -> Slot:
