@@ -52,7 +52,7 @@ class Service(MemoryProvider):
         self.limits: dict[str, Limit] = {}
         self.ended: Callable[[ProviderJob], None] = lambda job: None
         self.outcomes: deque[str] = deque()
-        self.creations: list[tuple[float, str]] = []  # when, and which job: what was paid
+        self.creations: list[tuple[float, str]] = []  # asked for when, and which job: what was paid
         self.ended_at: dict[str, float] = {}
         self._timers = timers
         self._chance = chance
@@ -85,15 +85,16 @@ class Service(MemoryProvider):
 
     def create_job(self, **parameters: Any) -> ProviderJob:
         self._take(CREATIONS)
+        asked_at = self._timers.clock.now()
         if self._is_odd():
-            self._timers.after(self._chance.uniform(0, LONGEST_LANDING), lambda: self._create(**parameters))
+            self._timers.after(self._chance.uniform(0, LONGEST_LANDING), lambda: self._create(asked_at, **parameters))
             raise UnknownOutcome("the fine-tuning service did not answer (APITimeoutError)")
-        return self._create(**parameters)
+        return self._create(asked_at, **parameters)
 
-    def _create(self, **parameters: Any) -> ProviderJob:
+    def _create(self, asked_at: float, **parameters: Any) -> ProviderJob:
         job = super().create_job(**parameters)
         at = self._timers.clock.now()
-        self.creations.append((at, job.id))
+        self.creations.append((asked_at, job.id))
         self._by_file.setdefault(job.training_file, []).append(job.id)
         self._listed_from[job.id] = at + self._lag(LONGEST_JOB_LAG)
         outcome = self.outcomes.popleft() if self.outcomes else "succeeded"

@@ -112,7 +112,7 @@ def _drop(cloud: Cloud, objects: int, within: float) -> None:
 
 def _result(cloud: Cloud, objects: int, pool: Pool, seconds: float, cpu: float) -> Result:
     states = Counter(told[0] for told in cloud.told.values())
-    at = [when for when, _ in cloud.service.creations]
+    at = sorted(when for when, _ in cloud.service.creations)
     span = at[-1] - at[0] if at else 0.0
     limit = PROFILE.creations_per_hour or 0
     return Result(
@@ -138,7 +138,7 @@ def _result(cloud: Cloud, objects: int, pool: Pool, seconds: float, cpu: float) 
 
 
 def _most_within(moments: list[float], seconds: float) -> int:
-    moments, most, first = sorted(moments), 0, 0
+    most = first = 0
     for last, moment in enumerate(moments):
         while moments[first] <= moment - seconds:
             first += 1

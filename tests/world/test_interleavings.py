@@ -4,7 +4,7 @@ import logging
 import os
 import random
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from tunedrop.errors import Transient
+from tunedrop.executions import StepFunctionsExecutions
 from tunedrop.ledger import DynamoLedger
 from tunedrop.limits import Limit
 from tunedrop.providers import PROFILES
-from tunedrop.runs import Run
 
 from tests.world.cloud import FORGER_SECRET, Cloud
 from tests.world.edges import Faults
@@ -190,20 +191,18 @@ MUTATIONS = {
         "hourly",
         lambda hourly: lambda name, calls: hourly(name, calls and calls + 1),
     ),
-    "a final state that is written again": (
-        DynamoLedger,
-        "_change",
-        lambda change: lambda self, run_id, fields: Run.from_document(overwritten(self, run_id, fields)),
+    "an event that is accepted and not handed over": (
+        StepFunctionsExecutions,
+        "start",
+        lambda start: lambda self, request: suppressed(start, self, request),
     ),
     "a prompt in the log": ("functions.upload.handler", "handler", log_what_is_read),
 }
 
 
-def overwritten(ledger, run_id, fields):
-    names = {f"#{name}": name for name in fields}
-    values = {f":{name}": value for name, value in fields.items()}
-    sets = ", ".join(f"#{name} = :{name}" for name in fields)
-    return ledger._update(run_id, f"SET {sets}", "attribute_exists(id)", names, values)
+def suppressed(call, *arguments):
+    with suppress(Transient):
+        call(*arguments)
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
