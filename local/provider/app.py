@@ -175,7 +175,9 @@ class Service:
         for content in request.received:
             content.discard()
         own = request.path.startswith("/_emulator")
-        return _json(failure.envelope if own else failure.body(self._state.manners.error_form), failure.status)
+        answer = _json(failure.envelope if own else failure.body(self._state.manners.error_form), failure.status)
+        answer.headers.update(failure.headers)
+        return answer
 
     def _authenticate(self, request: Request) -> None:
         given = request.headers.get("Authorization")

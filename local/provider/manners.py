@@ -82,6 +82,10 @@ class Manners:
     jobs_page_limit: int = 100
     active_jobs_limit: int | None = None
     """Jobs that may be under way at once; one more is answered with 429."""
+    creations_per_hour: int | None = None
+    """Jobs of one model that may be created in any hour; one more is answered with 429, and counted as a breach."""
+    files_per_hour: int | None = None
+    """Likewise, files and uploads."""
     refuses_unprocessed_files: bool = True
     adapter_files: bool = False
     """A checkpoint names the files of its LoRA adapter, as Nebius has it."""

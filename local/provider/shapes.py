@@ -26,9 +26,11 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         kind: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers or {}
         self.envelope = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     def body(self, form: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from local.provider.clock import Clock
 from local.provider.files import Incoming, StoredFile, Upload, join
 from local.provider.jobs import FINAL, Job, Plan, new_id
 from local.provider.manners import MIB, Manners
+from local.provider.rates import Rates
 from local.provider.shapes import ApiError
 
 _LEAST_REAL_WAIT = 0.01
@@ -37,6 +38,7 @@ class State:
         self._tuned: dict[str, float] = {}
         self._plans: list[Plan] = []
         self._received: list[StoredFile] = []
+        self._rates = Rates()
         threading.Thread(target=self._keep_time, name="clock", daemon=True).start()
 
     # Files
@@ -50,6 +52,7 @@ class State:
     ) -> dict[str, Any]:
         """Keep what was received; listings show it `lag` simulated seconds later."""
         with self._changed:
+            self._rates.count("files", self.manners.files_per_hour, self.clock.now())
             file = self._keep(content, content.filename or "file", purpose, expires_after, lag)
             return file.view(self.clock.now(), self.manners.unprocessed)
 
@@ -117,6 +120,7 @@ class State:
         """Begin a file that comes in parts."""
         with self._changed:
             now = self.clock.now()
+            self._rates.count("files", self.manners.files_per_hour, now)
             upload = Upload(
                 id=new_id("upload_"),
                 filename=request["filename"],
@@ -192,6 +196,7 @@ class State:
                 raise ApiError(403, message, code="fine_tuning_not_available")
             method = request.get("method", {}).get("type", "supervised")
             model, form = self._trainable(request["model"], method)
+            self._rates.count(f"jobs of {model}", self.manners.creations_per_hour, self.clock.now())
             names = [key for key in ("training_file", "validation_file") if request.get(key)]
             files = [self._dataset(request[key], key) for key in names]
             self._refuse_beyond_limit()
@@ -417,7 +422,7 @@ class State:
                 {"id": upload.id, "filename": upload.filename, "status": upload.status}
                 for upload in self._uploads.values()
             ]
-            return {"jobs_created": len(jobs), "jobs": jobs, "files": files, "uploads": uploads}
+            return {"jobs_created": len(jobs), "jobs": jobs, "files": files, "uploads": uploads} | self._rates.view()
 
 
 def _fits(metadata: dict[str, str] | None, wanted: dict[str, str] | None) -> bool:

@@ -494,3 +494,29 @@ def test_the_result_file_can_come_in_base64_as_openais_does(provider, manners):
     manners(base64_results=True)
     job = provider.wait_for(provider.job().id, "succeeded")
     assert provider.client.files.content(job.result_files[0]).content.startswith(b"c3RlcCx0cmFpbl9sb3Nz")
+
+
+def test_an_hours_creations_are_limited_by_model_and_the_breaches_are_counted(provider, manners):
+    files = [provider.upload().id for _ in range(2)]
+    manners(creations_per_hour=1)
+    before = provider.order("GET", "/ledger")
+    ask = {"json": {"model": "gpt-4.1-nano", "training_file": files[0]}}
+    answers = [provider.call("POST", "/fine_tuning/jobs", **ask) for _ in range(2)]
+    other = provider.call("POST", "/fine_tuning/jobs", json={"model": "gpt-4.1", "training_file": files[1]})
+    after = provider.order("GET", "/ledger")
+
+    assert [answer.status_code for answer in (*answers, other)] == [200, 429, 200]
+    assert answers[1].json()["error"]["code"] == "rate_limit_exceeded"
+    assert 0 < int(answers[1].headers["retry-after"]) <= 3600
+    assert answers[1].headers["x-ratelimit-remaining-requests"] == "0"
+    assert len(after["breaches"]) == len(before["breaches"]) + 1
+    assert after["most_in_an_hour"]["jobs of gpt-4.1-nano-2025-04-14"] == 1
+
+
+def test_an_hours_files_and_uploads_are_limited_together(provider, manners):
+    provider.upload()
+    manners(files_per_hour=1)
+    with pytest.raises(openai.RateLimitError):
+        provider.upload()
+    with pytest.raises(openai.RateLimitError):
+        provider.client.uploads.create(bytes=1, filename="a", mime_type="application/jsonl", purpose="fine-tune")

@@ -502,3 +502,14 @@ def test_the_cause_is_what_a_failed_execution_shows(run, provider, bucket, ledge
 
 def test_the_answer_is_json_and_fits_a_state_machine(succeeded, provider, bucket, ledger):
     assert len(json.dumps(collect(succeeded, SUCCESS, provider, bucket, ledger))) < 256 << 10
+
+
+def test_a_run_that_has_ended_gives_its_place_back_even_if_an_earlier_attempt_could_not(
+    training, provider, bucket, ledger
+):
+    ledger.occupy(training.run_id, "azure", 1)
+    with pytest.raises(Transient):
+        collect(training, TIMED_OUT, provider, bucket, Broken(ledger, "release", Transient("500")))
+    assert ledger.get(training.run_id).is_final
+    collect(training, TIMED_OUT, provider, bucket, ledger)
+    assert training.run_id not in ledger._places["azure"]

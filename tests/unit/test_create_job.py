@@ -1,6 +1,10 @@
+from contextlib import suppress
+from dataclasses import replace
+
 import pytest
 from tunedrop.create_job import LAST_LOOK_SECONDS, create_job
-from tunedrop.errors import Cancelled, Denied, Rejected, Throttled, Transient, Unauthorised, UnknownOutcome
+from tunedrop.errors import Cancelled, Denied, NotYet, Rejected, Throttled, Transient, Unauthorised, UnknownOutcome
+from tunedrop.runs import Run, RunRequest
 from tunedrop.steps import Done, Wait, take
 
 from tests.unit.fakes import Broken, MemoryProvider
@@ -222,3 +226,79 @@ def test_a_job_that_may_be_there_is_looked_for_before_the_run_ends(run, provider
     assert isinstance(step(run, provider, ledger), Wait)
     clock.advance(60)
     assert step(run, provider, ledger) == Done("training"), "the next step cancels it"
+
+
+# Limits
+
+
+def another(run, provider, ledger, number):
+    """One more run like it, whose file is uploaded."""
+    begun = ledger.begin(Run.of(RunRequest(f"{number:032}", "datasets", f"{number}.jsonl", "e", 1)))
+    file = provider.upload(f"{begun.run_id}.jsonl", [b"{}\n"], 3)
+    ledger.plan(begun.run_id, {**PARAMETERS, "training_file": file.id})
+    return ledger.update(begun.run_id, state="waiting", file_id=file.id)
+
+
+def test_the_eleventh_job_of_an_hour_waits_for_its_turn_and_is_created_then(run, provider, ledger, clock):
+    for number in range(1, 11):
+        assert step(another(run, provider, ledger, number), provider, ledger) == Done("training")
+    answer = take(lambda: step(run, provider, ledger), run, 24)
+    assert answer["state"] == "waiting"
+    assert 3540 < answer["wait_seconds"] <= 3600
+    assert jobs(provider, run) == []
+    waited = drive(run, provider, ledger, clock, hours=24)
+    assert 3600 < waited < 3600 * 1.03
+    assert len(jobs(provider, run)) == 1
+
+
+def test_another_models_job_need_not_wait(run, provider, ledger):
+    for number in range(1, 11):
+        step(another(run, provider, ledger, number), provider, ledger)
+    ledger.plan(run.run_id, {**PARAMETERS, "model": "gpt-4.1", "training_file": run.file_id})
+    assert step(run, provider, ledger) == Done("training")
+
+
+def test_a_run_whose_dataset_is_deleted_does_not_wait_for_its_turn(run, provider, ledger, clock):
+    for number in range(1, 11):
+        step(another(run, provider, ledger, number), provider, ledger)
+    with pytest.raises(NotYet):
+        step(run, provider, ledger)
+    ledger.hold(run.run_id, run.bucket, run.key)
+    ledger.withdraw(run.bucket, run.key, clock.at + 1)
+    with pytest.raises(Cancelled):
+        step(run, provider, ledger)
+
+
+def test_a_job_that_was_created_unseen_before_a_crash_is_found_without_a_turn(run, provider, ledger, clock):
+    with pytest.raises(UnknownOutcome):
+        step(run, Broken(provider, "create_job", UnknownOutcome("reset"), after=True), ledger)
+    for number in range(1, 11):
+        with suppress(NotYet):
+            step(another(run, provider, ledger, number), provider, ledger)
+    assert step(run, provider, ledger) == Done("training")
+    assert len(jobs(provider, run)) == 1
+
+
+def test_as_many_jobs_as_the_service_takes_are_under_way_and_the_next_waits_ever_longer(run, provider, ledger, clock):
+    provider.profile = replace(provider.profile, concurrent_jobs=1)
+    first = another(run, provider, ledger, 1)
+    assert step(first, provider, ledger) == Done("training")
+    waits = []
+    for _ in range(60):
+        waits.append(step(run, provider, ledger).seconds)
+        clock.advance(waits[-1])
+    assert waits[0] == 15
+    assert waits == sorted(waits)
+    assert waits[-1] == 600
+    ledger.finish(first.run_id, "succeeded", None)
+    ledger.release(first.run_id)
+    assert step(run, provider, ledger) == Done("training")
+
+
+def test_a_run_whose_dataset_is_deleted_does_not_wait_for_a_place(run, provider, ledger, clock):
+    provider.profile = replace(provider.profile, concurrent_jobs=1)
+    step(another(run, provider, ledger, 1), provider, ledger)
+    ledger.hold(run.run_id, run.bucket, run.key)
+    ledger.withdraw(run.bucket, run.key, clock.at + 1)
+    with pytest.raises(Cancelled):
+        step(run, provider, ledger)

@@ -3,9 +3,11 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
+from tunedrop import transfer
 from tunedrop.errors import (
     Duplicate,
     Missing,
+    NotYet,
     OverBudget,
     Rejected,
     Superseded,
@@ -14,6 +16,7 @@ from tunedrop.errors import (
     Unauthorised,
     UnknownOutcome,
 )
+from tunedrop.ledger import CREATE_JOB
 from tunedrop.provider import ProviderModel
 from tunedrop.providers import PROFILES
 from tunedrop.runs import Run, RunRequest
@@ -297,6 +300,19 @@ def test_the_same_dataset_dropped_again_is_a_duplicate_of_the_first_run(drop, up
     assert uploads(provider, second) == []
 
 
+def test_a_run_that_may_have_a_job_unseen_is_no_reason_to_pay_again_unless_that_is_wanted(
+    drop, upload, provider, ledger, bucket
+):
+    first, second = drop(), drop()
+    upload(first)
+    ledger.intend(first.run_id, CREATE_JOB)
+    ledger.finish(first.run_id, "timed_out", None)
+    with pytest.raises(Duplicate, match=f"{first.run_id}.*before it was known.*force"):
+        upload(second)
+    specify(bucket, force=True)
+    assert upload(second) == Done("waiting")
+
+
 def test_a_rejected_run_claims_nothing(drop, upload, bucket):
     specify(bucket, max_cost_usd=0.000001)
     with pytest.raises(OverBudget):
@@ -512,3 +528,40 @@ def test_while_the_service_cannot_be_asked_for_the_model_nothing_is_sent(drop, u
         upload(run, provider=Broken(provider, "model", Transient("away")))
     assert uploads(provider, run) == []
     assert upload(run) == Done("waiting")
+
+
+# Limits
+
+
+@pytest.fixture
+def used_up(drop, upload, provider):
+    """A service that takes one file an hour, and has taken it."""
+    provider.profile = replace(provider.profile, files_per_hour=1)
+    upload(drop(chats(13), "first.jsonl"))
+
+
+@pytest.mark.parametrize("held", [transfer.HELD_BYTES, 100], ids=["at the end", "as it is read"])
+def test_a_valid_dataset_waits_for_its_turn_and_is_sent_then(drop, upload, provider, clock, used_up, monkeypatch, held):
+    monkeypatch.setattr(transfer, "HELD_BYTES", held)
+    run = drop()
+    with pytest.raises(NotYet) as caught:
+        upload(run)
+    assert uploads(provider, run) == []
+    assert 3600 < caught.value.wait_seconds < 3600 * 1.03
+    clock.advance(caught.value.wait_seconds)
+    assert upload(run) == Done("waiting")
+    assert len(uploads(provider, run)) == 1
+
+
+@pytest.mark.parametrize("held", [transfer.HELD_BYTES, 100], ids=["at the end", "as it is read"])
+def test_what_is_wrong_with_a_dataset_does_not_wait_for_its_turn(drop, upload, used_up, monkeypatch, held):
+    monkeypatch.setattr(transfer, "HELD_BYTES", held)
+    with pytest.raises(Rejected):
+        upload(drop(chats() + b"{}\n"))
+
+
+def test_a_dataset_that_is_rejected_takes_nobodys_turn(drop, upload, provider, clock):
+    provider.profile = replace(provider.profile, files_per_hour=1)
+    with pytest.raises(Rejected):
+        upload(drop(b"{}\n"))
+    assert upload(drop()) == Done("waiting")

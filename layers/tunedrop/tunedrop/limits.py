@@ -183,9 +183,8 @@ def milliseconds(seconds: float) -> int:
 
 
 def _refuse_until(at: int) -> None:
-    pause = at / 1000 - now()
-    if pause > 0:
-        raise NotYet("the fine-tuning service's limit is used up for now", pause)
+    if at > milliseconds(now()):
+        raise NotYet("the fine-tuning service's limit is used up for now", at / 1000 - now())
 
 
 def _unless_it_fails(write: Callable[[], None]) -> None:
