@@ -22,7 +22,7 @@ from botocore.config import Config
 from samtranslator.translator.managed_policy_translator import ManagedPolicyLoader
 from samtranslator.translator.transform import transform
 from samtranslator.yaml_helper import yaml_parse
-from tunedrop.providers import UnknownProvider, profile_of
+from tunedrop.providers import UnknownProvider, is_base_url, profile_of
 
 from local.functions import Function
 from local.http_api import Route
@@ -124,6 +124,8 @@ def check(parameters: Mapping[str, str]) -> None:
         profile_of(values["Provider"])
     except UnknownProvider as error:
         raise InvalidParameter(f"Provider: {error}") from None
+    if values["ProviderBaseUrl"] and not is_base_url(values["ProviderBaseUrl"]):
+        raise InvalidParameter("ProviderBaseUrl must be an https address, or one of this machine")
 
 
 def deploy(endpoint: str, parameters: Mapping[str, str], secrets: Mapping[str, str]) -> Deployment:

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -109,6 +109,22 @@ class Forwarder:
         except ValueError:
             delivery.answer = None
         return answer.status < 500 and answer.status not in (408, 429)
+
+
+def guarded(app: WsgiApp, access_key_ids: Collection[str]) -> WsgiApp:
+    """`app` for those alone who sign with one of the keys, which may change meanwhile. The signature itself is not
+    checked."""
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        signed = environ.get("HTTP_AUTHORIZATION", "") + unquote(environ.get("QUERY_STRING", ""))
+        given = re.search(r"Credential=([^/&]+)/", signed)
+        if given and given[1] in access_key_ids:
+            return app(environ, start_response)
+        body = b"<?xml version='1.0'?><Error><Code>Unauthorized</Code><Message>Unauthorized</Message></Error>"
+        start_response("401 Unauthorized", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    return serve
 
 
 def streaming(moto: WsgiApp, content: Content) -> WsgiApp:

@@ -22,7 +22,7 @@ from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
 from local.provider.manners import MANNERS
 from local.queues import Poller
-from local.r2 import Forwarder, Object, notifying, streaming
+from local.r2 import Forwarder, Object, guarded, notifying, streaming
 from local.receiver import Receiver
 
 WEBHOOK_PATH = "/events/r2"
@@ -104,7 +104,7 @@ class Stack:
         self.close()
 
     def _start(self, options: Options, parts: ExitStack) -> Address:
-        deploy.check(options.parameters)
+        deploy.check({"ProviderBaseUrl": options.provider_url or "", **options.parameters})
         started = time.time()
         port = iter(range(options.port, options.port + 5)) if options.port else iter([0] * 5)
         gateway = parts.enter_context(Gateway(next(port)))
@@ -135,7 +135,7 @@ class Stack:
             gateway.url,
             {
                 **({} if options.provider_url or manners == "openai" else {"DefaultModel": _model_of(manners)}),
-                "AllowPlainHttp": "true",
+                "AllowLoopback": "true",
                 "CallbackHeartbeatMinutes": "0" if options.provider_url else str(HEARTBEAT_MINUTES),
                 "ProviderBaseUrl": provider_url,
                 "StorageEndpoint": s3.url,
@@ -159,7 +159,9 @@ class Stack:
         self.forwarder = Forwarder(api.url + WEBHOOK_PATH, webhook_secret)
         parts.callback(self.forwarder.close)
         # Runs are timed by the scaled clock: what happens to their datasets must be too.
-        s3.start(_r2(self.forwarder, lambda: started + (time.time() - started) * options.scale))
+        bucket_clock = lambda: started + (time.time() - started) * options.scale  # noqa: E731
+        self.access_key_ids = {storage["access_key_id"]}
+        s3.start(guarded(_r2(self.forwarder, bucket_clock), self.access_key_ids))
         bucket = deployment.parameters["BucketName"]
         deploy.client("s3", gateway.url).create_bucket(Bucket=bucket)
 
@@ -199,6 +201,9 @@ class Stack:
                 self.functions.inject(given.pop("function"), given)
             elif what == "restart":
                 self.functions.restart(given["function"])
+            elif what == "access_keys":
+                self.access_key_ids.clear()
+                self.access_key_ids.update(given["accepted"])
             elif what == "receiver":
                 self.receiver.refuse(**given)
             else:

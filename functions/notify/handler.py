@@ -7,7 +7,8 @@ import boto3
 from aws_lambda_powertools import Logger
 from tunedrop import ledger
 from tunedrop.at_init import made_at_init
-from tunedrop.notify import HttpSender, Notifier
+from tunedrop.notify import Notifier
+from tunedrop.posting import HttpSender
 from tunedrop.secret_store import StoredSecret
 from tunedrop.settings import NotifySettings, load
 
@@ -19,10 +20,10 @@ def parts() -> Notifier:
     settings = load(NotifySettings, os.environ)
     return Notifier(
         destinations=StoredSecret(settings.notification_secret_arn),
-        allow_plain_http=settings.allow_plain_http,
+        allow_loopback=settings.allow_loopback,
         queue=boto3.client("sqs"),
         queue_url=settings.notify_queue_url,
-        sender=HttpSender(),
+        sender=HttpSender(allow_loopback=settings.allow_loopback),
         ledger=ledger.connect(os.environ),
     )
 

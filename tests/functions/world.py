@@ -226,7 +226,7 @@ def made(parts: ExitStack) -> World:
     aws = process.stdout.readline().strip()
     deployment = deploy.deploy(
         aws,
-        {"AllowPlainHttp": "true", "ProviderBaseUrl": provider.url, "StorageEndpoint": aws},
+        {"AllowLoopback": "true", "ProviderBaseUrl": provider.url, "StorageEndpoint": aws},
         {
             "CallbackSecret": json.dumps({"openai": SAMPLE_SECRET}),
             "NotificationSecret": json.dumps([{"url": receiver.url, "secret": SAMPLE_SECRET}]),

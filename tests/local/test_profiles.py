@@ -1,10 +1,10 @@
 """Every profile against the emulated service in that provider's manners, with the real client: one list of checks."""
 
 import json
-from dataclasses import replace
 from datetime import date
 
 import pytest
+from msgspec.structs import replace
 from tunedrop.errors import Denied, Rejected, Throttled
 from tunedrop.job_request import parameters, unmet
 from tunedrop.job_specification import JobSpecification, parse

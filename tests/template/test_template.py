@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 import pytest
 from samtranslator.yaml_helper import yaml_parse
-from tunedrop import notify, secret_store, settings
+from tunedrop import notify, posting, secret_store, settings
 
 from local import deploy
 from tests.template.reading import (
@@ -121,7 +121,7 @@ class Recorder(dict[str, str]):
 def test_environment_is_what_the_settings_read(folder: str, template: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable is missing, and none is there that nobody reads: the handler is imported as at init."""
     given = own_variables(of_type(template, "AWS::Serverless::Function")[f"{stem(folder)}Function"])
-    values = {"PROVIDER": "openai", "MAX_COST_USD": "0", "RUN_DEADLINE_HOURS": "168", "ALLOW_PLAIN_HTTP": "true"}
+    values = {"PROVIDER": "openai", "MAX_COST_USD": "0", "RUN_DEADLINE_HOURS": "168", "ALLOW_LOOPBACK": "true"}
     values |= {"CALLBACK_HEARTBEAT_MINUTES": "0", "PROVIDERS": "{}"}
     environment = Recorder(
         {name: values.get(name, "https://example.com/of-a-test") for name in SETTINGS}
@@ -303,7 +303,7 @@ def test_notifications_wait_longer_than_they_are_retried(template: Any) -> None:
 
 
 def test_notify_has_time_for_its_attempts(template: Any) -> None:
-    assert of_type(template, "AWS::Serverless::Function")["NotifyFunction"]["Timeout"] > 2 * notify.TIMEOUT_SECONDS
+    assert of_type(template, "AWS::Serverless::Function")["NotifyFunction"]["Timeout"] > 2 * posting.TIMEOUT_SECONDS
 
 
 def test_final_states_reach_the_queue_or_the_dead_letters(template: Any) -> None:

@@ -80,6 +80,7 @@ class MemoryLedger:
         self._called_back = set()
         self._objects = {}
         self._withdrawn = set()
+        self._spared = {}
         self._slots = {}
         self._books = {}
         self._places = {}
@@ -165,10 +166,19 @@ class MemoryLedger:
     def withdraw(self, bucket, key, at):
         held = self._objects.get((bucket, key), set()) & self._runs.keys()
         runs = sorted(map(self._runs.get, held), key=lambda run: run.created_at)
-        found = [r.run_id for r in runs if not r.is_final and clock.seconds(r.created_at) < at]
+        found = [
+            run.run_id
+            for run in runs
+            if not run.is_final and max(clock.seconds(run.created_at), self._spared.get(run.run_id, 0)) < at
+        ]
         self._withdrawn.update(found)
         self._called_back.update(found)
         return [(run_id, self.tokens.get(run_id)) for run_id in found]
+
+    def spare(self, run_id, until):
+        self.get(run_id)
+        self._spared[run_id] = max(until, self._spared.get(run_id, 0))
+        return run_id not in self._withdrawn
 
     def withdrawn(self, run_id):
         self.get(run_id)

@@ -7,6 +7,7 @@ import time
 import boto3
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError, ResponseStreamingError
+from botocore.parsers import ResponseParserError
 from tunedrop.bucket import (
     CHUNK_BYTES,
     PART_BYTES,
@@ -197,8 +198,9 @@ def test_credentials_are_not_asked_for_before_they_are_needed():
     S3Bucket("datasets", ENDPOINT, Broken(FakeSecret("x"), "value", AssertionError()))
 
 
-def answered(code, status):
-    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Operation")
+def answered(code, status, message=""):
+    told = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(told, "Operation")
 
 
 REFUSALS = ["InvalidAccessKeyId", "SignatureDoesNotMatch", "Unauthorized", "ExpiredToken"]
@@ -212,6 +214,10 @@ REFUSALS = ["InvalidAccessKeyId", "SignatureDoesNotMatch", "Unauthorized", "Expi
         (answered("PreconditionFailed", 412), Superseded),
         (answered("412", 412), Superseded),
         *((answered(code, 403), Unauthorised) for code in REFUSALS),
+        (answered("Unauthorized", 401), Unauthorised),
+        (answered("InvalidArgument", 400, "Credential access key has length 20, should be 32"), Unauthorised),
+        (answered("InvalidArgument", 400, "Part number must be an integer"), Transient),
+        (ResponseParserError("unable to parse response, invalid XML received"), Transient),
         (answered("AccessDenied", 403), Denied),
         (answered("403", 403), Denied),
         (answered("InternalError", 500), Transient),

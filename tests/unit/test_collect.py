@@ -405,6 +405,22 @@ def test_a_job_that_was_never_recorded_is_found_and_cancelled(uploaded, provider
     assert [provider.job(job.id).status for job in jobs] == ["cancelled", "cancelled"]
 
 
+@pytest.mark.parametrize(("part", "method"), [("provider", "events"), ("bucket", "write")])
+def test_a_refused_key_is_waited_for_with_an_alarm_and_nothing_is_left_out(
+    succeeded, provider, bucket, ledger, caplog, part, method
+):
+    parts = {"provider": provider, "bucket": bucket}
+    parts[part] = Broken(parts[part], method, Unauthorised("the key was refused"))
+    with pytest.raises(Unauthorised):
+        collect(succeeded, SUCCESS, **parts, ledger=ledger)
+    assert [(record.alarm, record.run_id) for record in caplog.records] == [("unauthorised", succeeded.run_id)]
+    told = collect(succeeded, SUCCESS, **parts, ledger=ledger)["run"]
+    assert told["state"] == "succeeded"
+    assert {key.rsplit("/", 1)[1] for key in told["result_keys"]} == {
+        *("report.json", "job.json", "events.jsonl", "metrics.csv")
+    }
+
+
 @pytest.mark.parametrize("error", [Transient("500"), Throttled("429", 5), Unauthorised("401")], ids=repr)
 @pytest.mark.parametrize("method", ["job", "cancel_job"])
 def test_a_job_that_cannot_be_looked_at_or_cancelled_leaves_the_run_open(
@@ -443,9 +459,7 @@ def test_a_success_that_is_denied_us_now_stays_one(succeeded, provider, bucket, 
         ("bucket", "open", set()),
     ],
 )
-@pytest.mark.parametrize(
-    "error", [Transient("x"), Throttled("x", 9), Unauthorised("x"), Denied("c", "m"), Missing("c", "m")], ids=repr
-)
+@pytest.mark.parametrize("error", [Transient("x"), Throttled("x", 9), Denied("c", "m"), Missing("c", "m")], ids=repr)
 def test_what_cannot_be_had_is_left_out(succeeded, provider, bucket, ledger, what, method, lost, error):
     left(succeeded, provider, FILES)
     parts = {"provider": provider, "bucket": bucket, "ledger": ledger}

@@ -462,6 +462,27 @@ def test_a_deletion_of_a_run_that_the_ledger_has_forgotten_finds_nothing(ledger,
     assert ledger.withdraw("datasets", KEY, later(clock)) == []
 
 
+def test_a_run_that_is_spared_is_not_withdrawn_by_earlier_deletions(ledger, run, clock):
+    ledger.hold(A, "datasets", KEY)
+    assert ledger.spare(A, later(clock))
+    assert ledger.spare(A, later(clock, 30)), "the later one holds"
+    assert ledger.withdraw("datasets", KEY, later(clock)) == []
+    assert not ledger.withdrawn(A)
+    assert ledger.withdraw("datasets", KEY, later(clock, 61)) == [(A, None)]
+
+
+def test_a_run_that_is_withdrawn_is_not_spared(ledger, run, clock):
+    ledger.hold(A, "datasets", KEY)
+    ledger.withdraw("datasets", KEY, later(clock))
+    assert not ledger.spare(A, later(clock, 600))
+    assert ledger.withdrawn(A)
+
+
+def test_an_unknown_run_is_not_spared(ledger):
+    with pytest.raises(UnknownRun):
+        ledger.spare(B, 1e11)
+
+
 def test_whether_an_unknown_run_is_withdrawn_is_not_known(ledger):
     with pytest.raises(UnknownRun):
         ledger.withdrawn(B)

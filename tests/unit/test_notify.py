@@ -1,7 +1,4 @@
-import http.server
 import json
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,18 +6,16 @@ import boto3
 import pytest
 import yaml
 from standardwebhooks.webhooks import Webhook
-from tunedrop import notify as module
 from tunedrop.errors import Transient, Unauthorised
 from tunedrop.notify import (
     Destination,
-    HttpSender,
     InvalidDestination,
-    NotDelivered,
     Notifier,
     destinations_of,
     notify,
     pause_seconds,
 )
+from tunedrop.posting import NotAllowed, NotDelivered
 from tunedrop.runs import FINAL, Failure
 
 from tests.unit.fakes import Broken, FakeSecret, MemoryLedger
@@ -210,6 +205,8 @@ SECRET_PART = "token-in-address"
             "https:///x",
         ),
         *(f"https://[{SECRET_PART}", f"https://{SECRET_PART}\u2100/x", f"https://{SECRET_PART}:port/", 1, None),
+        f"https://{SECRET_PART}@example.org/",
+        f"https://good:{SECRET_PART}@127.0.0.1/",
     ],
 )
 def test_an_address_that_is_not_https_is_refused_by_its_number_without_being_told(url):
@@ -220,92 +217,15 @@ def test_an_address_that_is_not_https_is_refused_by_its_number_without_being_tol
     assert SECRET_PART not in problem
 
 
-def test_plain_http_is_taken_where_it_is_allowed():
+def test_plain_http_is_taken_where_this_machine_may_be_told():
     text = json.dumps([{"url": "http://127.0.0.1:8000/", "secret": SECRET}])
-    assert destinations_of(text, allow_plain_http=True) == ([Destination("http://127.0.0.1:8000/", SECRET)], [])
+    assert destinations_of(text, allow_loopback=True) == ([Destination("http://127.0.0.1:8000/", SECRET)], [])
 
 
 @pytest.mark.parametrize("secret", [None, "", "whsec_", 1, [SECRET], {}])
 def test_a_webhook_needs_a_secret(secret):
     found, problems = destinations_of(json.dumps([{"url": HOOK.url, "secret": secret}]))
     assert (found, len(problems)) == ([], 1)
-
-
-# Over HTTP
-
-
-@contextmanager
-def receiver(status, headers=(), length="0"):
-    """A receiver that answers with ``status``; yields its address and what it got."""
-    got = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            got.append((dict(self.headers), self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(status)
-            for name, value in headers:
-                self.send_header(name, value)
-            self.send_header("content-length", length)
-            self.end_headers()
-
-        do_GET = do_POST  # noqa: N815 - what a redirect could become
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/", got
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize("status", [200, 201, 202, 204])
-def test_a_message_is_delivered_when_it_is_accepted(status):
-    with receiver(status) as (url, got):
-        HttpSender().post(url, {"webhook-id": "msg_1"}, '{"ü": 1}')
-    [(headers, body)] = got
-    assert (headers["webhook-id"], body.decode()) == ("msg_1", '{"ü": 1}')
-
-
-def test_a_message_that_is_accepted_is_delivered_whatever_becomes_of_the_answers_text():
-    with receiver(200, length="1000") as (url, got):
-        HttpSender().post(url, {}, "{}")
-    assert len(got) == 1
-
-
-@pytest.mark.parametrize("status", [400, 401, 404, 410, 429, 500, 503])
-def test_a_message_that_is_refused_is_not_delivered_and_not_repeated(status):
-    with receiver(status) as (url, got), pytest.raises(NotDelivered, match=str(status)):
-        HttpSender().post(url, {}, "{}")
-    assert len(got) == 1
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed(status):
-    with (
-        receiver(200) as (elsewhere, led),
-        receiver(status, [("location", elsewhere)]) as (url, _),
-        pytest.raises(NotDelivered, match=str(status)),
-    ):
-        HttpSender().post(url, {}, "{}")
-    assert led == []
-
-
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:9/token", "http://token.invalid/", "http://[token/", "http://tok\u0130en.."]
-)
-def test_a_receiver_that_is_not_there_is_told_without_its_address(url):
-    with pytest.raises(NotDelivered) as caught:
-        HttpSender().post(url, {}, "{}")
-    assert "tok" not in str(caught.value)
-
-
-def test_a_receiver_that_says_nothing_is_given_up(monkeypatch):
-    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.2)
-    with http.server.HTTPServer(("127.0.0.1", 0), None) as server, pytest.raises(NotDelivered, match="did not answer"):
-        HttpSender().post(f"http://127.0.0.1:{server.server_port}/", {}, "{}")
 
 
 # The queue
@@ -347,7 +267,7 @@ class Visibility:
 def notifier(sqs, queue, ledger):
     def make(secret, sender):
         return Notifier(
-            secret, allow_plain_http=False, queue=Visibility(sqs), queue_url=queue, sender=sender, ledger=ledger
+            secret, allow_loopback=False, queue=Visibility(sqs), queue_url=queue, sender=sender, ledger=ledger
         )
 
     return make
@@ -395,6 +315,13 @@ def test_a_destination_that_is_wrong_does_not_silence_the_others(notifier, taken
     assert not notifier(FakeSecret(wrong), sender).take(taken)
     assert sender.urls == [HOOK.url]
     assert "destination 2" in caplog.text
+
+
+def test_a_destination_that_nothing_may_be_sent_to_alarms(final, ledger, caplog):
+    sender = Broken(MemorySender(), "post", NotAllowed("leads to a private or special address"))
+    assert not notify(final, [HOOK, SECOND], sender=sender, ledger=ledger)
+    assert [(record.alarm, "special" in record.message) for record in caplog.records] == [("notification", True)]
+    assert sender.urls == [SECOND.url]
 
 
 @pytest.mark.parametrize("error", [Transient("x"), Unauthorised("x")])

@@ -1,6 +1,5 @@
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 from tunedrop.errors import Cancelled, Denied, Rejected, Transient
 from tunedrop.poll_status import LONGEST_PAUSE_SECONDS, QUEUED, UNDER_WAY, poll_status
 from tunedrop.providers import PROFILES

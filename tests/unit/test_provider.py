@@ -590,6 +590,22 @@ def test_a_key_that_stays_refused_is_fetched_no_more_than_once(
     assert secret.fetched == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("ExpiredTokenException", "The security token included in the request is expired"),
+        (None, "Authentication failed: Please make sure your API Key is valid."),
+        (None, "Bearer Token has expired"),
+        ("expired_api_key", ""),
+        ("invalid_api_key", "Incorrect key."),
+    ],
+)
+def test_a_key_that_is_refused_with_403_is_refused_all_the_same(provider, service, job_id, code, message):
+    service.fault(*READING["job"][1:], error(403, code, message), times=2)
+    with pytest.raises(Unauthorised):
+        READING["job"][0](provider, None, job_id)
+
+
 @pytest.mark.parametrize("key", ["sk-ü", "sk-a\nb", "sk a", "\x00"])
 def test_a_key_that_cannot_be_sent_is_not_accepted(provider, secret, monkeypatch, file_id, key):
     monkeypatch.setattr(secret, "_values", [key])

@@ -65,7 +65,7 @@ def test_a_profile_of_the_table_can_be_changed():
 
 
 def test_a_profile_that_is_like_none_promises_no_more_than_the_api():
-    assert read_profiles('{"lab": {"base_url": "http://10.0.0.1:4000/v1"}}')["lab"].like == "compatible"
+    assert read_profiles('{"lab": {"base_url": "https://10.0.0.1:4000/v1"}}')["lab"].like == "compatible"
 
 
 def test_limits_on_data_are_changed_one_by_one():
@@ -92,12 +92,14 @@ def test_limits_on_data_are_changed_one_by_one():
         ('{"lab": {"url": "x"}}', "lab.url is no such key; there are base_url"),
         ('{"lab": {"name": "x"}}', "lab.name is no such key"),
         ('{"lab": {"base_url": 1}}', "lab.base_url must be text"),
-        ('{"lab": {"base_url": "llm.example.com"}}', "lab.base_url must be an address"),
-        ('{"lab": {"base_url": "ftp://llm.example.com"}}', "lab.base_url must be an address"),
-        ('{"lab": {"base_url": "https://user:pw@llm.example.com"}}', "lab.base_url must be an address"),
-        ('{"lab": {"base_url": "https://[llm"}}', "lab.base_url must be an address"),
-        ('{"lab": {"base_url": "https://llm.example.com:port"}}', "lab.base_url must be an address"),
-        ('{"lab": {"base_url": "https://llm.example.com/v1?api-version=1"}}', "lab.base_url must be an address"),
+        ('{"lab": {"base_url": "llm.example.com"}}', "lab.base_url must be an https address"),
+        ('{"lab": {"base_url": "http://llm.example.com/v1"}}', "lab.base_url must be an https address"),
+        ('{"lab": {"base_url": "http://127.0.0.1.example.com"}}', "lab.base_url must be an https address"),
+        ('{"lab": {"base_url": "ftp://llm.example.com"}}', "lab.base_url must be an https address"),
+        ('{"lab": {"base_url": "https://user:pw@llm.example.com"}}', "lab.base_url must be an https address"),
+        ('{"lab": {"base_url": "https://[llm"}}', "lab.base_url must be an https address"),
+        ('{"lab": {"base_url": "https://llm.example.com:port"}}', "lab.base_url must be an https address"),
+        ('{"lab": {"base_url": "https://llm.example.com/v1?api-version=1"}}', "lab.base_url must be an https address"),
         ('{"lab": {"takes_seed": "yes"}}', "lab.takes_seed must be true or false"),
         ('{"lab": {"takes_seed": null}}', "lab.takes_seed must be true or false"),
         ('{"lab": {"suffix_length": 0}}', "lab.suffix_length must be a whole number from 1, or null"),
@@ -171,6 +173,12 @@ def test_a_run_waits_for_a_service_that_is_no_longer_configured():
         registry().of("gone")
     with pytest.raises(Unauthorised, match="azure needs a base URL"):
         registry().of("azure")
+
+
+@pytest.mark.parametrize("url", ["http://llm.example.com/v1", "http://10.0.0.1/v1", "llm.example.com", "https://"])
+def test_a_base_url_over_which_key_and_data_would_go_in_the_clear_is_refused(url):
+    with pytest.raises(UnknownProvider, match="openai must be an https address"):
+        registry(base_url=url)
 
 
 def test_the_stacks_base_url_is_the_defaults_alone():

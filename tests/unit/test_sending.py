@@ -1,10 +1,11 @@
 """The upload step, with the emulated service behind it: what becomes a file there, and what does not."""
 
+import dataclasses
 import itertools
 import json
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from tunedrop.errors import Duplicate, OverBudget, Rejected, Superseded, Transient
 from tunedrop.provider import OpenAIProvider
 from tunedrop.providers import PROFILES
@@ -152,7 +153,7 @@ class Failing:
 
     def open(self, key, etag=None):
         stored = self._bucket.open(key, etag)
-        return replace(stored, chunks=self._chunks(stored)) if key.endswith(self._ending) else stored
+        return dataclasses.replace(stored, chunks=self._chunks(stored)) if key.endswith(self._ending) else stored
 
     def write(self, *arguments):
         self._bucket.write(*arguments)

@@ -42,12 +42,12 @@ def test_a_number_that_is_none_is_named(text):
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("", False)])
 def test_flags_are_read(text, value):
-    environment = {"NOTIFICATION_SECRET_ARN": "a", "NOTIFY_QUEUE_URL": "q", "ALLOW_PLAIN_HTTP": text}
-    assert load(settings.NotifySettings, environment).allow_plain_http is value
+    environment = {"NOTIFICATION_SECRET_ARN": "a", "NOTIFY_QUEUE_URL": "q", "ALLOW_LOOPBACK": text}
+    assert load(settings.NotifySettings, environment).allow_loopback is value
 
 
 @pytest.mark.parametrize("text", ["True", "1", "yes"])
 def test_a_flag_that_is_none_is_named(text):
-    environment = {"NOTIFICATION_SECRET_ARN": "a", "NOTIFY_QUEUE_URL": "q", "ALLOW_PLAIN_HTTP": text}
-    with pytest.raises(MissingSetting, match="ALLOW_PLAIN_HTTP must be true or false"):
+    environment = {"NOTIFICATION_SECRET_ARN": "a", "NOTIFY_QUEUE_URL": "q", "ALLOW_LOOPBACK": text}
+    with pytest.raises(MissingSetting, match="ALLOW_LOOPBACK must be true or false"):
         load(settings.NotifySettings, environment)

@@ -4,9 +4,9 @@ import hashlib
 import itertools
 import threading
 import time
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from tunedrop import provider as adapter
 from tunedrop import transfer
 from tunedrop.errors import Denied, Rejected, Superseded, Throttled, Transient, Unauthorised, UnknownOutcome

@@ -1,8 +1,10 @@
+import dataclasses
+import itertools
 import json
-from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pytest
+from msgspec.structs import replace
 from tunedrop import transfer
 from tunedrop.errors import (
     Duplicate,
@@ -22,7 +24,7 @@ from tunedrop.providers import PROFILES
 from tunedrop.runs import Run, RunRequest
 from tunedrop.settings import UploadSettings
 from tunedrop.smoke_test import DEFAULT_PROMPT
-from tunedrop.steps import Done
+from tunedrop.steps import Done, Wait
 from tunedrop.upload import upload_dataset
 
 from tests.local.provider_support import chats
@@ -348,10 +350,120 @@ def test_another_validation_set_makes_no_duplicate(drop, upload, bucket):
     assert upload(drop()) == Done("waiting")
 
 
-def test_the_same_content_under_another_key_is_a_duplicate(drop, upload):
+def test_the_same_content_under_another_key_is_a_duplicate(drop, upload, bucket):
+    specify(bucket, suffix="x")
+    specify(bucket, key="elsewhere/copy.job.json", suffix="x", metadata={"team": "another"})
+    for key in ("shop/orders", "elsewhere/copy"):
+        bucket.put(f"{key}.validation.jsonl", chats(40)[len(chats(30)) :])
     upload(drop())
     with pytest.raises(Duplicate):
         upload(drop(key="elsewhere/copy.jsonl"))
+
+
+class InParts:
+    """A bucket that tells of each object as one that was put in parts: its eTag is no sum of its content."""
+
+    def __init__(self, bucket):
+        self._bucket, self._number = bucket, itertools.count()
+
+    def open(self, key, etag=None):
+        return dataclasses.replace(self._bucket.open(key), etag=f"{next(self._number)}-2")
+
+    def write(self, *arguments):
+        self._bucket.write(*arguments)
+
+
+def test_a_validation_set_that_was_put_in_another_way_is_the_same(drop, upload, bucket, provider):
+    bucket.put("shop/orders.validation.jsonl", chats(40)[len(chats(30)) :])
+    upload(drop(), bucket=bucket)
+    second = drop()
+    with pytest.raises(Duplicate):
+        upload(second, bucket=InParts(bucket))
+    assert uploads(provider, second) == []
+
+
+def test_another_service_makes_no_duplicate(drop, upload, bucket, provider):
+    upload(drop())
+    lab = MemoryProvider()
+    lab.profile = replace(PROFILES["openai"], name="lab")
+    specify(bucket, provider="lab", model=MODEL)
+    assert upload(drop(), providers=MemoryRegistry(openai=provider, lab=lab)) == Done("waiting")
+
+
+def test_what_was_trained_on_by_force_is_known_afterwards(drop, upload, bucket):
+    specify(bucket, force=True)
+    upload(drop())
+    bucket.delete("shop/orders.job.json")
+    with pytest.raises(Duplicate):
+        upload(drop())
+
+
+def test_force_leaves_the_content_to_the_run_that_has_it(drop, upload, bucket, ledger):
+    first, forced = drop(), drop()
+    upload(first)
+    specify(bucket, force=True)
+    upload(forced)
+    ledger.finish(forced.run_id, "failed", None)
+    bucket.delete("shop/orders.job.json")
+    with pytest.raises(Duplicate, match=first.run_id):
+        upload(drop())
+
+
+def test_a_step_that_is_taken_again_is_no_duplicate_of_itself(drop, upload, provider, ledger):
+    run = drop()
+    with pytest.raises(Transient):
+        upload(run, ledger=Broken(ledger, "plan", Transient("the ledger was away")))
+    assert upload(run) == Done("waiting")
+    assert upload(run) == Done("waiting")
+    assert len(uploads(provider, run)) == 1
+
+
+# Deleted, and put again
+
+
+def test_the_same_content_put_again_waits_for_the_end_of_the_run_whose_object_was_deleted(drop, upload, ledger, clock):
+    first = drop()
+    upload(first)
+    clock.advance(10)
+    assert ledger.withdraw("datasets", KEY, clock.at)
+    again = drop()
+    assert upload(again) == Wait(30, "uploading")
+    ledger.finish(first.run_id, "cancelled", None)
+    assert upload(again) == Done("waiting")
+
+
+def test_the_same_content_put_again_is_a_duplicate_of_a_deleted_one_that_succeeded_all_the_same(
+    drop, upload, ledger, clock
+):
+    first = drop()
+    upload(first)
+    clock.advance(10)
+    ledger.withdraw("datasets", KEY, clock.at)
+    ledger.finish(first.run_id, "succeeded", None)
+    with pytest.raises(Duplicate):
+        upload(drop())
+
+
+def test_a_deletion_that_arrives_after_the_same_content_was_put_again_cancels_nothing(drop, upload, ledger, clock):
+    first = drop()
+    upload(first)
+    clock.advance(10)
+    deleted_at = clock.at
+    clock.advance(10)
+    with pytest.raises(Duplicate):
+        upload(drop())
+    assert ledger.withdraw("datasets", KEY, deleted_at) == []
+    assert not ledger.withdrawn(first.run_id)
+    assert ledger.withdraw("datasets", KEY, clock.at + 1) == [(first.run_id, None)], "the later one was deleted, too"
+
+
+def test_a_dataset_that_was_moved_is_trained_on(drop, upload, ledger, clock):
+    first = drop()
+    upload(first)
+    with pytest.raises(Duplicate):
+        upload(drop(key="elsewhere/moved.jsonl"))
+    clock.advance(10)
+    assert ledger.withdraw("datasets", KEY, clock.at) == []
 
 
 # Trouble on the way

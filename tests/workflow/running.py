@@ -184,6 +184,10 @@ class RunningStack:
         """Has the next invocation of a function (or `times` of them) fail."""
         self.control("faults", {"function": function, "fault": fault, **rest})
 
+    def accept_access_keys(self, *further: str) -> None:
+        """Has the bucket accept the user's access key, and these, and no other from now on."""
+        self.control("access_keys", {"accepted": [self.address["access_key_id"], *further]})
+
     def forget(self, function: str) -> None:
         """Has a function run in new processes from now on, which have nothing cached."""
         self.control("restart", {"function": function})

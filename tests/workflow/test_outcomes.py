@@ -240,6 +240,19 @@ def test_a_dataset_that_is_deleted_while_its_job_is_under_way_cancels_it(attenti
     assert told["cancelling"] == [{"key": key, "run_id": run_id}]
 
 
+def test_what_is_put_again_after_its_deletion_is_trained_on_once_the_first_run_is_cancelled(attentive, key, dataset):
+    body = dataset()
+    attentive.next_job("stuck")
+    first = attentive.drop(key, body)
+    attentive.reaches(first, "training")
+    attentive.s3.delete_object(Bucket=attentive.bucket, Key=key)
+    second = attentive.start(key, attentive.put_quietly(key, body))
+
+    assert attentive.ended(first).code == "dataset_deleted"
+    ended = attentive.ended(second)
+    assert (ended.state, len(ended.jobs)) == ("succeeded", 1)
+
+
 def test_a_job_long_in_the_queue_is_told_of_once_and_waited_for(attentive, key, dataset):
     attentive.next_job("stuck", after_seconds=1)
     run_id = attentive.drop(key, dataset())
@@ -411,11 +424,33 @@ def test_what_failed_can_be_dropped_again(stack, key, dataset):
     assert failed.run["run_id"] != again.run["run_id"]
 
 
-def test_force_trains_again(stack, key, dataset):
+def test_force_trains_again_and_once(stack, key, dataset):
     body = dataset()
     first = stack.ended(stack.drop(key, body))
     stack.put(key.replace(".jsonl", ".job.json"), b'{"force": true}')
-    second = stack.ended(stack.drop(key, body))
+    run_id = stack.drop(key, body)
+    message = stack.deliveries(key)[1]["message"]
+    stack.post(message)
+    second = stack.ended(run_id)
+    stack.post(message)
 
     assert (first.state, second.state) == ("succeeded", "succeeded")
     assert first.run["fine_tuned_model"] != second.run["fine_tuned_model"]
+    again = stack.ended(run_id)
+    assert (again.run, again.jobs, again.files) == (second.run, second.jobs, second.files), (
+        "the same notification pays for nothing more"
+    )
+
+
+def test_shuffled_and_repeated_notifications_with_deletions_between_end_as_the_bucket_is(stack, key, dataset):
+    bodies = [dataset(), dataset()]
+    old, new = (stack.put_quietly(key, body) for body in bodies)
+    messages = [stack.event(key, old), stack.event(key, ""), stack.event(key, new), stack.event(key, new)]
+    messages[1] |= {"action": "DeleteObject", "object": {"key": key}}
+    order = [messages[n] for n in (3, 1, 0, 2, 0, 3, 1, 2)]
+    for message in order:
+        assert stack.post(message).status_code == 202
+
+    states = [stack.ended(run_id_of(messages[n])).state for n in (0, 2, 3)]
+    assert states[0] == "superseded"
+    assert sorted(states[1:]) == ["duplicate", "succeeded"]

@@ -1,5 +1,7 @@
 """A fine-tuning service that misbehaves: every call of a run, every kind of answer, and never a second job."""
 
+import json
+
 import pytest
 
 from tests.workflow.running import FILES, JOBS, until
@@ -177,6 +179,39 @@ def test_a_refused_key_is_waited_out_until_it_is_mended(stack, key, dataset, sec
         manager.put_secret_value(SecretId=secret, SecretString=good)
 
     assert stack.ended(run_id).state == "succeeded"
+
+
+def storage_keys(access_key_id):
+    return json.dumps({"access_key_id": access_key_id, "secret_access_key": "of the functions alone"})
+
+
+def test_rotated_keys_of_the_bucket_are_taken_up_and_refused_ones_waited_out(stack, key, dataset):
+    manager, secret = stack.aws("secretsmanager"), "tunedrop-StorageSecret"
+    good = manager.get_secret_value(SecretId=secret)["SecretString"]
+    try:
+        manager.put_secret_value(SecretId=secret, SecretString=storage_keys("first"))
+        stack.accept_access_keys("first")
+        stack.forget("UploadFunction")
+        assert stack.ended(stack.drop(key.replace("data", "a"), dataset())).state == "succeeded"
+
+        manager.put_secret_value(SecretId=secret, SecretString=storage_keys("second"))
+        stack.accept_access_keys("second")  # the functions have the first one in their caches
+        run_id = stack.drop(key.replace("data", "b"), dataset())
+        assert stack.ended(run_id).state == "succeeded"
+        assert stack.waits(run_id, "Wait to upload") == []
+
+        stack.accept_access_keys()
+        run_id = stack.drop(key, dataset())
+        until(lambda: len(stack.waits(run_id, "Wait to upload")), lambda waits: waits >= 2)
+        stack.accept_access_keys("second")
+        ended = stack.ended(run_id)
+        assert ended.state == "succeeded"
+        assert len(ended.run["result_keys"]) == 5, "nothing was left out"
+    finally:
+        manager.put_secret_value(SecretId=secret, SecretString=good)
+        stack.accept_access_keys()
+        for function in ("UploadFunction", "CollectFunction"):
+            stack.forget(function)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
+
+_TALKATIVE = ("boto3", "botocore", "httpcore2", "httpx2", "openai", "urllib3")
+"""Their logs of less than warnings quote requests and answers: keys, secrets, datasets."""
 
 
 def made_at_init[Made](make: Callable[[], Made]) -> Callable[[], Made]:
@@ -12,6 +16,8 @@ def made_at_init[Made](make: Callable[[], Made]) -> Callable[[], Made]:
 
     Elsewhere, because a test or a tool imports a handler without the environment that its settings are read from.
     """
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     made = cache(make)
     if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
         made()

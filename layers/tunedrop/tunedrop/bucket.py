@@ -17,6 +17,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.credentials import CredentialProvider, CredentialResolver, DeferredRefreshableCredentials
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.parsers import ResponseParserError
 
 from tunedrop.errors import Denied, Missing, Superseded, Transient, TunedropError, Unauthorised
 from tunedrop.secret_store import CACHE_SECONDS, Secret, StoredSecret
@@ -170,7 +171,7 @@ class S3Bucket:
                         break
                     yield chunk
             except (BotoCoreError, HTTPClientError, Transient) as error:
-                why = f"{type(error).__name__}: {error}"[:200]
+                why = type(error).__name__  # its text may quote what was read
             if start >= end:
                 break
             body = None
@@ -194,19 +195,19 @@ class S3Bucket:
         return self._ask(lambda s3: s3.get_object(**asked), key)
 
     def _ask[Answer](self, call: Callable[[S3Client], Answer], key: str) -> Answer:
+        used = self._credentials.value()
         try:
             return self._translating(call, key)
         except Unauthorised:
-            stale = self._credentials.value()
-            if self._credentials.value(fresh=True) == stale:
+            if self._credentials.value(fresh=True) == used:
                 raise
         return self._translating(call, key)  # they were rotated
 
     def _translating[Answer](self, call: Callable[[S3Client], Answer], key: str) -> Answer:
         try:
             return call(self._client)
-        except (ClientError, BotoCoreError) as error:
-            raise _translated(error, key) from error
+        except (ClientError, BotoCoreError, ResponseParserError) as error:
+            raise _translated(error, key) from None  # its text may quote what was sent
 
 
 def connect(environment: Mapping[str, str]) -> S3Bucket:
@@ -266,10 +267,10 @@ def _keys(text: str) -> tuple[str, str]:
     try:
         keys = json.loads(text)
         return str(keys["access_key_id"]), str(keys["secret_access_key"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError):
         raise Unauthorised(
             'the storage secret should read {"access_key_id": "...", "secret_access_key": "..."}'
-        ) from error
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +302,7 @@ def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield bytes(part)
 
 
-def _translated(error: ClientError | BotoCoreError, key: str) -> Exception:
+def _translated(error: ClientError | BotoCoreError | ResponseParserError, key: str) -> Exception:
     if not isinstance(error, ClientError):
         return Transient(f"the bucket did not answer ({type(error).__name__})")
     code = error.response["Error"]["Code"]
@@ -312,7 +313,9 @@ def _translated(error: ClientError | BotoCoreError, key: str) -> Exception:
         return _superseded(key)
     if code in _NO_SUCH_RANGE:
         return _NoSuchRange()
-    if code in _REFUSED:
+    # R2's words for a key of the wrong length, such as one of another store:
+    malformed_key = code == "InvalidArgument" and "access key" in str(error.response["Error"].get("Message")).lower()
+    if code in _REFUSED or malformed_key:
         return Unauthorised(f"the bucket refused our credentials ({code}): put valid ones into the storage secret")
     if status == 403:
         return Denied(

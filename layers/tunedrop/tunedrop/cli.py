@@ -42,10 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
 
 
+def _help(prog: str) -> argparse.HelpFormatter:
+    # Without a width it would load shutil and three compressors, help or no help, to ask for the terminal's.
+    return argparse.HelpFormatter(prog, width=100)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tunedrop", description="Drop a dataset, get a fine-tuned model.")
+    description = "Drop a dataset, get a fine-tuned model."
+    parser = argparse.ArgumentParser(prog="tunedrop", description=description, formatter_class=_help)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    check = commands.add_parser("check", help="check datasets exactly as a run does")
+    check = commands.add_parser("check", help="check datasets exactly as a run does", formatter_class=_help)
     check.add_argument("files", nargs="+", metavar="FILE", help="a JSONL file; - reads standard input")
     check.add_argument("--validation", type=Path, metavar="FILE", help="the validation file that belongs to FILE")
     check.add_argument("--job", type=Path, metavar="FILE", help="the job specification (NAME.job.json)")

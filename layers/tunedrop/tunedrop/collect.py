@@ -14,7 +14,7 @@ from typing import Any
 from tunedrop.adapters import CONFIG, WEIGHTS, fetch_config, fetch_weights, find_adapter
 from tunedrop.bucket import Bucket
 from tunedrop.create_job import keep_oldest
-from tunedrop.errors import Final, TunedropError
+from tunedrop.errors import Final, TunedropError, Unauthorised
 from tunedrop.ledger import Ledger
 from tunedrop.metrics import training_loss
 from tunedrop.provider import Provider, ProviderJob
@@ -71,14 +71,19 @@ def collect_results(
 
     A run that ends while its job is still under way has the job cancelled first, so that it costs nothing more; a job
     that turns out to have succeeded makes the run a success. What cannot be fetched of a job that has ended is left
-    out: it never turns a paid success into a failure.
+    out: it never turns a paid success into a failure. Only a key that is refused is waited for.
 
     Raises:
         Transient, Throttled, Unauthorised: the job could not be looked at or cancelled, or the ledger not be written;
             the state machine repeats the step.
     """
     if not run.is_final:
-        run = _end(run, outcome, provider, bucket, ledger)
+        try:
+            run = _end(run, outcome, provider, bucket, ledger)
+        except Unauthorised as error:
+            # Without the traceback: what the service said of the key is in its causes.
+            _logger.error("%s", error, extra={"alarm": "unauthorised", "run_id": run.run_id})  # noqa: TRY400
+            raise
     ledger.release(run.run_id)
     return {
         "run": run.document(),
@@ -190,6 +195,8 @@ def _managed[Effect](effect: Callable[[], Effect], what: str) -> Effect | None:
     for attempt in range(TRIES):
         try:
             return effect()
+        except Unauthorised:
+            raise  # a key that has expired or was rotated is mended: the step is repeated
         except TunedropError as error:
             _logger.warning("%s could not be had (attempt %d): %s", what, attempt + 1, error)
             time.sleep(PAUSE_SECONDS * attempt)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tunedrop.providers import ProviderProfile
 
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
 MAX_METADATA_PAIRS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Unmet:
+class Unmet(NamedTuple):
     """A wish that the service cannot meet; the message names the remedy."""
 
     code: str

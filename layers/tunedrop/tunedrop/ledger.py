@@ -121,6 +121,10 @@ class Ledger(Protocol):
         of their waits. Only runs that are under way and began before count, the oldest of them first.
         """
 
+    def spare(self, run_id: str, until: float) -> bool:
+        """Notes that the run is wanted all the same by who deleted its object before ``until`` (epoch second): the same
+        content was dropped again. False where it is withdrawn already, and nothing changes."""
+
     def withdrawn(self, run_id: str) -> bool:
         """Whether the object that the run trains on was deleted."""
 
@@ -439,12 +443,31 @@ class DynamoLedger:
                 run = self.get(run_id)
                 if not run.is_final and seconds(run.created_at) < at:
                     found.append(run)
-        return [(run.run_id, self._withdraw(run.run_id)) for run in sorted(found, key=lambda run: run.created_at)]
+        withdrawn = []
+        for run in sorted(found, key=lambda run: run.created_at):
+            with suppress(_Unchanged):
+                withdrawn.append((run.run_id, self._withdraw(run.run_id, at)))
+        return withdrawn
 
-    def _withdraw(self, run_id: str) -> str | None:
-        names = {"#withdrawn": "withdrawn", "#mark": "called_back"}
+    def _withdraw(self, run_id: str, at: float) -> str | None:
+        """Marks the run, and answers the token of its wait; raises _Unchanged where it is spared."""
+        names = {"#withdrawn": "withdrawn", "#mark": "called_back", "#spared": "spared_until"}
         change = "SET #withdrawn = :mark, #mark = :mark"
-        return self._update(run_id, change, "attribute_exists(id)", names, {":mark": True}).get("wake_token")
+        spared = "attribute_exists(id) AND (attribute_not_exists(#spared) OR #spared < :at)"
+        return self._update(run_id, change, spared, names, {":mark": True, ":at": at}).get("wake_token")
+
+    def spare(self, run_id: str, until: float) -> bool:
+        """See :meth:`Ledger.spare`."""
+        names = {"#withdrawn": "withdrawn", "#spared": "spared_until"}
+        sooner = (
+            "attribute_exists(id) AND attribute_not_exists(#withdrawn) "
+            "AND (attribute_not_exists(#spared) OR #spared < :until)"
+        )
+        try:
+            self._update(run_id, "SET #spared = :until", sooner, names, {":until": until})
+        except _Unchanged as unchanged:
+            return "withdrawn" not in unchanged.item
+        return True
 
     def withdrawn(self, run_id: str) -> bool:
         """See :meth:`Ledger.withdrawn`."""

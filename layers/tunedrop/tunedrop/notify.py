@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
 
-import urllib3
+from urllib3.util import parse_url
 
 from tunedrop import signatures
 from tunedrop.errors import Transient, Unauthorised
 from tunedrop.ledger import Ledger, UnknownRun
+from tunedrop.posting import InvalidAddress, NotAllowed, NotDelivered, read_address
 from tunedrop.runs import Run
 from tunedrop.secret_store import Secret
 from tunedrop.texts import text_of
@@ -24,7 +24,6 @@ from tunedrop.texts import text_of
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
-TIMEOUT_SECONDS = 15
 FIRST_PAUSE_SECONDS = 30
 LONGEST_PAUSE_SECONDS = 4 * 3600
 
@@ -45,7 +44,7 @@ class Destination:
     @property
     def is_slack(self) -> bool:
         """Whether it expects Slack's form of message."""
-        return urlsplit(self.url).hostname == "hooks.slack.com"
+        return parse_url(self.url).host == "hooks.slack.com"
 
     @property
     def mark(self) -> str:
@@ -60,30 +59,7 @@ class Sender(Protocol):
         """Posts ``body`` to ``url``."""
 
 
-class NotDelivered(Exception):
-    """The destination did not accept the message."""
-
-
-class HttpSender:
-    """Posts over HTTP; follows no redirect, repeats nothing."""
-
-    def __init__(self) -> None:
-        self._pool = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=TIMEOUT_SECONDS))
-
-    def post(self, url: str, headers: Mapping[str, str], body: str) -> None:
-        """See :class:`Sender`."""
-        try:
-            answer = self._pool.request(
-                "POST", url, headers=dict(headers), body=body.encode(), redirect=False, preload_content=False
-            )
-            answer.close()  # its status says all; a text that breaks off must not have an accepted message repeated
-        except urllib3.exceptions.HTTPError as error:
-            raise NotDelivered(f"did not answer ({type(error).__name__})") from error
-        if not 200 <= answer.status < 300:
-            raise NotDelivered(f"answered {answer.status}")
-
-
-def destinations_of(text: str, *, allow_plain_http: bool = False) -> tuple[list[Destination], list[str]]:
+def destinations_of(text: str, *, allow_loopback: bool = False) -> tuple[list[Destination], list[str]]:
     """The destinations in the notification secret, and what is wrong with those that nothing can be sent to.
 
     One that is wrong does not silence the others. The addresses themselves are not in the sentences.
@@ -100,7 +76,7 @@ def destinations_of(text: str, *, allow_plain_http: bool = False) -> tuple[list[
         ) from error
     found, wrong = [], []
     for number, destination in enumerate(listed, 1):
-        problem = _problem(destination, ("https", "http") if allow_plain_http else ("https",))
+        problem = _problem(destination, allow_loopback)
         if problem:
             wrong.append(f"destination {number} of the notification secret {problem}")
         else:
@@ -108,9 +84,11 @@ def destinations_of(text: str, *, allow_plain_http: bool = False) -> tuple[list[
     return found, wrong
 
 
-def _problem(destination: Destination, schemes: tuple[str, ...]) -> str | None:
-    if not _is_address(destination.url, schemes):
-        return "is no https address"
+def _problem(destination: Destination, allow_loopback: bool) -> str | None:
+    try:
+        read_address(destination.url, allow_loopback=allow_loopback)
+    except InvalidAddress as error:
+        return str(error)
     if not isinstance(destination.secret, str | None):
         return "has a secret that is no text"
     try:
@@ -119,15 +97,6 @@ def _problem(destination: Destination, schemes: tuple[str, ...]) -> str | None:
     except signatures.EmptySecret:
         return "has no secret to sign with; it should read whsec_…"
     return None
-
-
-def _is_address(url: str, schemes: tuple[str, ...]) -> bool:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # which is read when it is asked for
-    except ValueError:
-        return False
-    return parts.scheme in schemes and bool(parts.hostname)
 
 
 def notify(
@@ -148,7 +117,8 @@ def notify(
             sender.post(destination.url, *_message(run, destination, notice))
         except NotDelivered as error:
             missing = True
-            _logger.warning("destination %s %s", destination.mark, error, extra={"run_id": run.run_id})
+            alarm = {"alarm": "notification"} if isinstance(error, NotAllowed) else {}
+            _logger.warning("destination %s %s", destination.mark, error, extra={"run_id": run.run_id, **alarm})
         else:
             _note(run, mark, ledger)
     return not missing
@@ -167,7 +137,7 @@ class Notifier:
     """Takes final states from the queue; ``destinations`` is read anew for each, so that it can be mended meanwhile."""
 
     destinations: Secret
-    allow_plain_http: bool
+    allow_loopback: bool
     queue: SQSClient
     queue_url: str
     sender: Sender
@@ -179,7 +149,7 @@ class Notifier:
         document = json.loads(record["body"])
         run, notice = Run.from_document(document), document.get("notice")
         try:
-            to, wrong = destinations_of(self.destinations.value(), allow_plain_http=self.allow_plain_http)
+            to, wrong = destinations_of(self.destinations.value(), allow_loopback=self.allow_loopback)
             delivered = notify(run, to, sender=self.sender, ledger=self.ledger, notice=notice)
             problem = "; ".join(wrong)
         except (InvalidDestination, Unauthorised, Transient) as error:

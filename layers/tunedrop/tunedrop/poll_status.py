@@ -9,7 +9,7 @@ from tunedrop.deletion import dataset_deleted
 from tunedrop.errors import Cancelled, Denied, Rejected, Unauthorised
 from tunedrop.ledger import Ledger
 from tunedrop.provider import Provider, ProviderJob
-from tunedrop.refusals import recognise
+from tunedrop.refusals import recognise, without_quotations
 from tunedrop.runs import Run
 from tunedrop.settings import PollSettings
 from tunedrop.steps import Done, Wait
@@ -54,7 +54,7 @@ def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger:
         ledger.update(run.run_id, fine_tuned_model=job.fine_tuned_model, trained_tokens=job.trained_tokens)
         return Done("succeeded", job.fine_tuned_model)
     if job.status == "failed":
-        said = job.error_message or ""
+        said = without_quotations(job.error_message or "")
         if refusal := recognise([job.error_code], said):
             raise Denied(refusal.code, refusal.error(f": {said}" if said else "").message)
         raise Denied(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import date
-from importlib import import_module
+
+import msgspec
 
 from tunedrop import job_request, job_specification, prices
 from tunedrop.dataset import DatasetCheck, Finding, Report, combine
@@ -17,8 +17,7 @@ from tunedrop.tokens import Tokenizer
 OVER_BUDGET = "over_budget"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What a check is made under, beside the files.
 
     ``model`` and ``provider`` win over the job specification's, ``default_model`` and ``default_provider`` stand in for
@@ -35,7 +34,7 @@ class Wanted:
     default_model: str | None = None
     default_provider: str = "openai"
     providers: Collection[str] | None = None
-    profiles: Mapping[str, ProviderProfile] = field(default_factory=lambda: PROFILES)
+    profiles: Mapping[str, ProviderProfile] = PROFILES
     at_home: bool | None = None
     model_told: bool = False
     model_end: date | None = None
@@ -55,8 +54,7 @@ def provider_and_model(specification: bytes | None) -> tuple[str | None, str | N
     return (parsed.provider, parsed.model) if isinstance(parsed, JobSpecification) else (None, None)
 
 
-@dataclass(frozen=True, slots=True)
-class JudgedJob:
+class JudgedJob(msgspec.Struct, frozen=True):
     """What is known of a job before its dataset is read."""
 
     specification: JobSpecification
@@ -66,20 +64,25 @@ class JudgedJob:
     warnings: list[Finding]
 
 
-@dataclass(frozen=True, slots=True)
-class Preflight:
-    """What was found out: what is to be trained, and the verdict. ``check`` is the training file's own."""
+class Preflight(msgspec.Struct, frozen=True):
+    """What was found out: what is to be trained, and the verdict. ``check`` is the training file's own.
+
+    ``validation_sha256`` is the validation file's sum, where there is one and sums are wanted.
+    """
 
     specification: JobSpecification
     model: str | None
     report: Report
     check: DatasetCheck
+    validation_sha256: str | None
 
 
 def make_ready(model: str) -> None:
-    """Loads what the first check would load: the search for sensitive content, and the vocabulary of ``model``, which
+    """Makes what the first check would make: the search for sensitive content, and the vocabulary of ``model``, which
     takes half a second."""
-    import_module("tunedrop.dataset.sensitive")  # which the command does without where nothing is searched
+    from tunedrop.dataset.sensitive import candidates  # which the command does without where nothing is searched
+
+    candidates()
     Tokenizer(prices.look_up(model).encoding).count([""])
 
 
@@ -134,7 +137,8 @@ def preflight(
     limits = [limit for limit in (parsed.max_cost_usd, wanted.max_cost_usd) if limit is not None]
     if message := prices.over_budget(estimate, min(limits, default=None)):
         errors.append(Finding("job", None, OVER_BUDGET, "max_cost_usd", message))
-    return Preflight(parsed, model.name or None, combine(first, second, errors, judged.warnings), first)
+    report = combine(first, second, errors, judged.warnings)
+    return Preflight(parsed, model.name or None, report, first, second.finish().sha256 if second else None)
 
 
 def _specification(text: bytes | None, wanted: Wanted) -> tuple[JobSpecification, list[Finding]]:

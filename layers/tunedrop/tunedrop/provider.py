@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,8 +26,8 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from openai.types.uploads import UploadPart
 
 from tunedrop.errors import Denied, Rejected, Throttled, Transient, TunedropError, Unauthorised, UnknownOutcome
-from tunedrop.providers import PROFILES, ProviderProfile, UnknownProvider, profile_of, read_profiles
-from tunedrop.refusals import recognise
+from tunedrop.providers import PROFILES, ProviderProfile, UnknownProvider, is_base_url, profile_of, read_profiles
+from tunedrop.refusals import recognise, without_quotations
 from tunedrop.secret_store import KeySecret, Secret, StoredSecret, keys_of
 from tunedrop.settings import ProviderSettings, load
 
@@ -39,6 +40,14 @@ UPLOAD_SECONDS = 300.0  # for one read or write, not for the whole transfer
 PART_SECONDS = 60.0  # likewise, of a part
 DEFAULT_PAUSE_SECONDS = 30.0
 MAX_PAUSE_SECONDS = 3600.0
+# In whose place some services (Bedrock, gateways) answer 403.
+_KEY_REFUSED = re.compile(
+    r"(invalid|expired)_?api_?key|Expired_?Token|UnrecognizedClient"
+    r"|\b(invalid|expired|revoked) (api[- ]key|(bearer )?token|credentials?)\b"
+    r"|\b(api[- ]key|(bearer )?token|credentials?)\b.{0,40}\b(invalid|not valid|is valid|expired|revoked)\b",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +207,13 @@ class OpenAIProvider:
     """Any service that the ``openai`` client can talk to."""
 
     def __init__(self, profile: ProviderProfile, base_url: str, api_key: Secret) -> None:
-        """Raises :class:`~tunedrop.providers.UnknownProvider` where neither stack nor profile has a base URL."""
+        """Raises :class:`~tunedrop.providers.UnknownProvider` where neither stack nor profile has a usable base URL."""
         self.profile = profile
         url = base_url or profile.base_url
         if not url:
             raise UnknownProvider(f"the provider {profile.name} needs a base URL: ProviderBaseUrl, or one in Providers")
+        if not is_base_url(url):
+            raise UnknownProvider(f"the base URL of the provider {profile.name} must be an https address")
         known = PROFILES.get(profile.like)
         self.at_home = known is not None and url == known.base_url
         self._api_key = api_key
@@ -239,7 +250,7 @@ class OpenAIProvider:
             return _file(patient.files.create(file=(name, body, "application/jsonl"), purpose=PURPOSE))
 
         # What was read of the dataset cannot be read again: no second try with a fresh key here.
-        return self._create(create, again=False)
+        return self._create(create, again=False, with_data=True)
 
     def begin_upload(self, name: str, size: int) -> ProviderUpload:
         """See :class:`Provider`."""
@@ -260,7 +271,7 @@ class OpenAIProvider:
             patient = client.with_options(timeout=PART_SECONDS)
             return _expect(patient.uploads.parts.create(upload_id, data=("part", data)), UploadPart).id
 
-        return self._create(add)
+        return self._create(add, with_data=True)
 
     def complete_upload(self, upload_id: str, part_ids: Sequence[str], md5: str) -> ProviderFile:
         """See :class:`Provider`."""
@@ -374,15 +385,21 @@ class OpenAIProvider:
 
         return self._read(complete)
 
-    def _create[Created](self, call: Callable[[openai.OpenAI], Created], *, again: bool = True) -> Created:
-        return self._authorised(call, creating=True, again=again)
+    def _create[Created](
+        self, call: Callable[[openai.OpenAI], Created], *, again: bool = True, with_data: bool = False
+    ) -> Created:
+        """``with_data``: what the service says of the call may quote a dataset, and is not told."""
+        return self._authorised(call, creating=True, again=again, with_data=with_data)
 
     def _read[Read](self, call: Callable[[openai.OpenAI], Read]) -> Read:
         return self._authorised(call, creating=False, again=True)
 
-    def _authorised[Answer](self, call: Callable[[openai.OpenAI], Answer], *, creating: bool, again: bool) -> Answer:
+    def _authorised[Answer](
+        self, call: Callable[[openai.OpenAI], Answer], *, creating: bool, again: bool, with_data: bool = False
+    ) -> Answer:
         def attempt(key: str) -> Answer:
-            return _translated(lambda: call(self._client.with_options(api_key=_sendable(key))), key, creating=creating)
+            client = self._client.with_options(api_key=_sendable(key))
+            return _translated(lambda: call(client), key, creating=creating, with_data=with_data)
 
         key = self._api_key.value()
         try:
@@ -535,34 +552,34 @@ def _pages(first: Any) -> Iterator[object]:
         seen.update(item.id for item in new)
 
 
-def _translated[Answer](call: Callable[[], Answer], key: str, *, creating: bool) -> Answer:
-    """Makes the call; whatever it raises comes out as an error of ours, with nothing in it that quotes the key."""
+def _translated[Answer](call: Callable[[], Answer], key: str, *, creating: bool, with_data: bool = False) -> Answer:
+    """Makes the call; whatever it raises comes out as an error of ours, with nothing in it or behind it that quotes
+    the key or a dataset."""
     unknown = UnknownOutcome if creating else Transient
     try:
         return call()
     except TunedropError:
         raise  # of the bucket, from which an upload reads while it sends
     except openai.APIStatusError as error:
-        raise _status_error(error, key, creating=creating) from None
+        raise _status_error(error, "" if with_data else _said(error, key), creating=creating) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__
         if isinstance(cause, TunedropError):
             raise cause from None
-        raise unknown(f"the fine-tuning service did not answer ({type(error).__name__})") from error
+        raise unknown(f"the fine-tuning service did not answer ({type(error).__name__})") from None
     except httpx2.HTTPError as error:  # in the middle of what is streamed
-        raise unknown(f"the fine-tuning service's answer broke off ({type(error).__name__})") from error
+        raise unknown(f"the fine-tuning service's answer broke off ({type(error).__name__})") from None
     except (openai.OpenAIError, _UnreadableAnswer, AttributeError, TypeError, ValueError) as error:
         # An HTML page, an empty or a cut body: the client lets each through in another way.
-        raise unknown(f"the fine-tuning service answered something unreadable ({type(error).__name__})") from error
+        raise unknown(f"the fine-tuning service answered something unreadable ({type(error).__name__})") from None
 
 
-def _status_error(error: openai.APIStatusError, key: str, *, creating: bool) -> TunedropError:
-    status, code = error.status_code, str(error.code or error.type or "")
-    said = _said(error, key)
-    if status == 401:
+def _status_error(error: openai.APIStatusError, said: str, *, creating: bool) -> TunedropError:
+    status, code = error.status_code, _code(error)
+    if status == 401 or (status == 403 and _KEY_REFUSED.search(f"{code} {_message(error)}")):
         # The service's own sentence quotes part of the key.
         return Unauthorised(
-            "the fine-tuning service refused our API key (401): put a valid one into the provider secret"
+            f"the fine-tuning service refused our API key ({status}): put a valid one into the provider secret"
         )
     if status < 500 and (refusal := recognise((error.code, error.type), _message(error), status)):
         return refusal.error(said)
@@ -576,8 +593,13 @@ def _status_error(error: openai.APIStatusError, key: str, *, creating: bool) -> 
     return Denied(code or f"http_{status}", f"the fine-tuning service does not permit this ({status}){said}")
 
 
+def _code(error: openai.APIStatusError) -> str:
+    code = str(error.code or error.type or "")
+    return code if _CODE.fullmatch(code) else ""
+
+
 def _said(error: openai.APIStatusError, key: str) -> str:
-    text = " ".join(_message(error).replace(key, "…").split())[:300]
+    text = without_quotations(_message(error).replace(key, "…"))[:300]
     return f": {text}" if text else ""
 
 

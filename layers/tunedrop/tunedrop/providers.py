@@ -6,23 +6,23 @@ parameter ``Providers`` (:func:`read_profiles`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+
+import msgspec
+from msgspec.structs import replace
 
 Method = Literal["supervised", "dpo", "reinforcement"]
 
 METHODS: Final[tuple[Method, ...]] = ("supervised", "dpo", "reinforcement")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MIB = 1 << 20
+_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataProfile:
+class DataProfile(msgspec.Struct, frozen=True, kw_only=True):
     """A service's limits on a dataset; the defaults are OpenAI's (``dataset/RULES.md``)."""
 
     minimum_examples: Mapping[str, int] = MappingProxyType({"supervised": 10, "dpo": 10, "reinforcement": 10})
@@ -44,8 +44,7 @@ class DataProfile:
     """Tokens that an example is cut at; None: the model's own limit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderProfile:
+class ProviderProfile(msgspec.Struct, frozen=True, kw_only=True):
     """A fine-tuning service, as far as it differs from the others; the defaults are OpenAI's.
 
     Every service is spoken to through the same client, and given its key as ``Authorization: Bearer``. Sizes are in
@@ -83,7 +82,7 @@ class ProviderProfile:
     suffix_length: int | None = 64
     """Most characters of a suffix; None: it takes no suffix."""
 
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] = {}
     """Further keys of a request that creates a job; a job specification's ``extra_body`` wins over them."""
 
     under_way: tuple[str, ...] = ()
@@ -131,7 +130,7 @@ class ProviderProfile:
 
 
 class UnknownProvider(LookupError):
-    """No profile has that name, or the profile has no base URL and the stack gives none."""
+    """No profile has that name, or neither it nor the stack gives a base URL that can be used."""
 
 
 class InvalidProviders(ValueError):
@@ -151,6 +150,20 @@ def profile_of(name: str, profiles: Mapping[str, ProviderProfile] | None = None)
         raise UnknownProvider(f"no provider is called {name}; there are {', '.join(sorted(known))}") from None
 
 
+def is_base_url(text: str) -> bool:
+    """Whether a service can be there: key and datasets go over https, or to this machine itself."""
+    from urllib.parse import urlsplit  # which the check of a dataset does without
+
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return False
+    plain = not (parts.query or parts.fragment or parts.username or parts.password)
+    safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _THIS_MACHINE)
+    return safe and bool(parts.hostname) and plain and text.isprintable()
+
+
 def read_profiles(text: str) -> dict[str, ProviderProfile]:
     """The table, with what the parameter ``Providers`` adds to it and changes in it.
 
@@ -160,8 +173,12 @@ def read_profiles(text: str) -> dict[str, ProviderProfile]:
     Raises:
         InvalidProviders: it is malformed, or a name, key or value is not allowed.
     """
+    if not text:
+        return dict(PROFILES)
+    import json  # as rare as profiles of one's own
+
     try:
-        given = json.loads(text or "{}", object_pairs_hook=_without_repeats)
+        given = json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError:
         raise InvalidProviders("Providers is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -181,7 +198,7 @@ def read_profiles(text: str) -> dict[str, ProviderProfile]:
 def _changed[Profile: (ProviderProfile, DataProfile)](
     profile: Profile, changes: Mapping[str, Any], path: str, but: tuple[str, ...] = ()
 ) -> Profile:
-    kinds = {known.name: str(known.type) for known in fields(profile) if known.name not in but}
+    kinds = {name: kind for name, kind in type(profile).__annotations__.items() if name not in but}
     for key in changes:
         if key not in kinds:
             raise InvalidProviders(f"Providers: {path}.{key} is no such key; there are {', '.join(kinds)}")
@@ -196,8 +213,8 @@ def _value(kind: str, value: Any, path: str, profile: ProviderProfile | DataProf
     wanted, fits = _KINDS[kind]
     if not fits(value):
         raise InvalidProviders(f"Providers: {path} must be {wanted}")
-    if name == "base_url" and not _is_address(value):
-        raise InvalidProviders(f"Providers: {path} must be an address such as https://llm.example.com/v1")
+    if name == "base_url" and not is_base_url(value):
+        raise InvalidProviders(f"Providers: {path} must be an https address such as https://llm.example.com/v1")
     if kind == "Mapping[str, int]":
         if unknown := value.keys() - set(METHODS):
             raise InvalidProviders(f"Providers: {path}.{min(unknown)} is no method of {', '.join(METHODS)}")
@@ -229,16 +246,6 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
     ),
 }
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError:
-        return False
-    plain = not (parts.query or parts.fragment or parts.username or parts.password)
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and text.isprintable()
 
 
 def _object(value: Any, path: str) -> Mapping[str, Any]:

@@ -15,6 +15,13 @@ from tunedrop.errors import Denied, Rejected
 _ELSEWHERE = 'train elsewhere: set the parameter Provider, or "provider" in the job specification, to another service'
 
 
+_QUOTATION = re.compile(
+    r"[\[{].*[\]}]|[\[{].*"
+    r"|\"[^\"]*\s[^\"]*(\"|$)|`[^`]*\s[^`]*(`|$)|“[^”]*\s[^”]*(”|$)"
+    r"|(?<!\w)'[^']*\s[^']*('(?!\w)|$)"  # an apostrophe is between letters
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """One kind of refusal.
@@ -142,6 +149,12 @@ REFUSALS: tuple[Refusal, ...] = (
         words=r"\bmodel\b.{0,120}\bdoes not exist",
     ),
 )
+
+
+def without_quotations(sentence: str) -> str:
+    """A service's sentence, on one line, without what it may quote of a dataset: JSON, and words in quotation marks. A
+    single word in quotation marks stays: it is a model, a parameter or a status."""
+    return _QUOTATION.sub("…", " ".join(sentence.split()))
 
 
 def recognise(codes: Iterable[object], message: str, status: int | None = None) -> Refusal | None:

@@ -113,10 +113,10 @@ class StoredSecret:
                 raise Unauthorised(
                     f"the secret {self._arn} has no value that this function can read ({code}): "
                     "put one with `aws secretsmanager put-secret-value`"
-                ) from error
-            raise Transient(f"Secrets Manager answered {code}") from error
+                ) from None
+            raise Transient(f"Secrets Manager answered {code}") from None
         except BotoCoreError as error:
-            raise Transient(f"Secrets Manager did not answer ({type(error).__name__})") from error
+            raise Transient(f"Secrets Manager did not answer ({type(error).__name__})") from None
         # What is pasted or piped into a secret tends to bring a line break along.
         text = str(answer.get("SecretString", "")).strip()
         if not text:

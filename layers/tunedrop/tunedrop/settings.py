@@ -90,7 +90,7 @@ class NotifySettings:
 
     notification_secret_arn: str
     notify_queue_url: str
-    allow_plain_http: bool = False
+    allow_loopback: bool = False
 
 
 def load[Settings](kind: type[Settings], environment: Mapping[str, str]) -> Settings:

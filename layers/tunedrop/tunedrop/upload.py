@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from msgspec.structs import replace
+
 from tunedrop.bucket import Bucket, StoredObject
-from tunedrop.clock import now
+from tunedrop.clock import now, seconds
 from tunedrop.dataset import Finding, Report
+from tunedrop.dataset.values import is_of_the_formats, is_plain
 from tunedrop.errors import Duplicate, Missing, OverBudget, Rejected, Superseded, Transient
 from tunedrop.events import DATASET, SPECIFICATION, VALIDATION
 from tunedrop.job_request import parameters as job_parameters
@@ -26,6 +28,9 @@ from tunedrop.settings import UploadSettings
 from tunedrop.smoke_test import with_wish
 from tunedrop.steps import Done, Wait
 from tunedrop.transfer import Outgoing, OutOfTime
+
+WITHDRAWN_PAUSE_SECONDS = 30
+_FOR_EVER = 1e11  # epoch seconds
 
 
 def upload_dataset(
@@ -70,7 +75,7 @@ def _check_and_send(
     providers: Registry,
     ledger: Ledger,
     seconds_left: Callable[[], float],
-) -> Done:
+) -> Wait | Done:
     specification_text = _specification(run, bucket)
     provider, wanted = _wanted(specification_text, settings, providers)
     training = bucket.open(run.key, run.etag)
@@ -99,8 +104,9 @@ def _check_and_send(
             result_keys=[results_key(run.run_id, "report.json")],
         )
         _judge(run, report)
-        if not specification.force:
-            _claim(run, report, found.validation_etag, parameters, ledger)
+        holder = ledger.claim(_content(found, provider, parameters), run.run_id)
+        if holder != run.run_id and not specification.force:
+            return _duplicate_of(holder, run, ledger)
         ledger.hold(run.run_id, run.bucket, run.key)
         last_look = bucket.open(run.key, run.etag)  # after the note above: a deletion meets one or the other
         if not at_once:
@@ -147,8 +153,7 @@ def _refuse_too_large(stored: StoredObject, provider: Provider) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Found(Preflight):
+class _Found(Preflight, frozen=True):
     """What the check found out, and which validation set it read."""
 
     validation_etag: str | None
@@ -209,7 +214,8 @@ def _preflight(
     if validation:
         _refuse_too_large(validation, provider)
     found = preflight(training, _steady(validation) if validation else None, specification, wanted)
-    return _Found(found.specification, found.model, found.report, found.check, validation.etag if validation else None)
+    etag = validation.etag if validation else None
+    return _Found(found.specification, found.model, found.report, found.check, found.validation_sha256, etag)
 
 
 def _open(bucket: Bucket, key: str) -> StoredObject | None:
@@ -244,12 +250,24 @@ def _judge(run: Run, report: Report) -> None:
     raise Rejected(report.errors[0].code, _summary(run, report))
 
 
-def _claim(run: Run, report: Report, validation_etag: str | None, parameters: dict[str, Any], ledger: Ledger) -> None:
+def _content(found: _Found, provider: Provider, parameters: Mapping[str, Any]) -> str:
+    """Names what is to be paid once: these datasets, in this way, at this service; wherever they lie."""
     wanted = {name: value for name, value in parameters.items() if name != "metadata"}
-    content = json.dumps([report.sha256, validation_etag, run.provider, wanted], sort_keys=True)
-    holder = ledger.claim(hashlib.sha256(content.encode()).hexdigest(), run.run_id)
-    if holder != run.run_id:
-        raise Duplicate("duplicate", _why_duplicate(holder, ledger))
+    content = [found.report.sha256, found.validation_sha256, provider.profile.name, wanted]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _duplicate_of(holder: str, run: Run, ledger: Ledger) -> Wait:
+    """Ends ``run`` as a duplicate, or waits for the end of a ``holder`` that will not have trained.
+
+    Events come in no order: a deletion that is still to come may be of what was there before this run's object.
+    """
+    began = seconds(run.created_at)
+    with suppress(UnknownRun):  # somebody has deleted it
+        same_object = ledger.get(holder).key == run.key
+        if not ledger.spare(holder, began if same_object else _FOR_EVER) and not ledger.get(holder).is_final:
+            return Wait(max(WITHDRAWN_PAUSE_SECONDS, (now() - began) / 60), "uploading")
+    raise Duplicate("duplicate", _why_duplicate(holder, ledger))
 
 
 def _why_duplicate(holder: str, ledger: Ledger) -> str:
@@ -274,8 +292,8 @@ def _summary(run: Run, report: Report) -> str:
     if first.file == "validation":
         place = f"{place} of the validation set"
     # A key that no format knows is somebody's own word, and may be a line's whole content: the report alone has it.
-    private = first.code.endswith("unrecognized_key") and first.file != "job"
-    path = f", {first.path}" if first.path and not private else ""
+    told = first.path and (is_plain(first.path) if first.file == "job" else is_of_the_formats(first.path))
+    path = f", {first.path}" if told else ""
     others = report.error_count - 1
     more = "" if not others else " There is 1 more error." if others == 1 else f" There are {others:,} more errors."
     return f"{place}{path}: {first.message}.{more} All of it is in {results_key(run.run_id, 'report.json')}."

@@ -218,18 +218,33 @@ def test_reinforcement_needs_a_validation_file():
         ("key sk-proj-" + "aB3" * 12, "an OpenAI API key"),
         ("sk-ant-" + "aB3" * 12, "an Anthropic API key"),
         ("AKIAIOSFODNN7EXAMPLE", "an AWS access key"),
+        ("see:ASIAIOSFODNN7EXAMPLE.", "an AWS access key"),
         ("ghp_" + "a1" * 18, "a GitHub token"),
+        ("github_pat_" + "a1" * 11, "a fine-grained GitHub token"),
+        ("glpat-" + "a-" * 10, "a GitLab token"),
+        ("xoxb-" + "1-a" * 4, "a Slack token"),
+        ("rk_test_" + "a1" * 8, "a Stripe key"),
+        ("AIza" + "-_a1b" * 7, "a Google API key"),
+        ("hf_" + "aB1" * 10, "a Hugging Face token"),
+        ("eyJhbGciOiJ9.eyJzdWIiOiIx.abcdef-_", "a JSON web token"),
+        ("first line\nsk-" + "a1" * 10, "an OpenAI API key"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMII", "a private key"),
         ("pay 4111 1111 1111 1111 now", "a payment card number"),
         ("pay 5500-0000-0000-0004", "a payment card number"),
         ("call +44 20 7946 0958", "a telephone number"),
         ("call (415) 555-2671", "a telephone number"),
+        ("call (415)555 2671", "a telephone number"),
+        ("415-555-2671", "a telephone number"),
+        ("415.555.2671, or", "a telephone number"),
+        ("+442079460958", "a telephone number"),
+        ("pay 378282246310005", "a payment card number"),
         ("日本4111111111111111語", "a payment card number"),
     ],
 )
 def test_sensitive_content_is_named_and_never_shown(text, kind):
     data = file_with(chat(SYSTEM, USER | {"content": text}, ASSISTANT))
-    for form in (data, json.dumps(json.loads(data.splitlines()[2])).encode() + b"\n" + GOOD):
+    escaped = json.dumps(json.loads(data.splitlines()[2])).replace("+", "\\u002b").encode()
+    for form in (data, escaped + b"\n" + GOOD, GOOD + escaped):
         report = check(form)
         found = [w for w in report.warnings if w.code == "sensitive_content"]
         assert len(found) == 1
@@ -253,6 +268,11 @@ def test_sensitive_content_is_named_and_never_shown(text, kind):
         "version 1.2.3.4",
         "1234567",
         "id 123456789012345678901234567890",
+        "task-oriented-and-so-on",
+        "0.4111111111111111",
+        "415-555-26711",
+        "eyJhbGciOiJ9.eyJzdWIiOiIx",
+        "-----BEGIN CERTIFICATE-----",
         "desk-aaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     ],
 )

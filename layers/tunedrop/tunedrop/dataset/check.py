@@ -121,7 +121,7 @@ class DatasetCheck:
             profile=self._profile,
             scan=self._scan is not None,
             refuse_sensitive=self._refuse_sensitive,
-            sha256=False,
+            sha256=self._sha256 is not None,
             max_findings=self.max_findings,
             max_line=self._max_line,
         )
