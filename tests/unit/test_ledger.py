@@ -246,6 +246,14 @@ def test_an_intent_is_noted_once_and_keeps_its_time(ledger, run, clock):
     assert ledger.intend(A, "create_job") == at
 
 
+def test_an_intent_that_came_to_nothing_is_noted_anew_by_one_alone(ledger, run, clock):
+    lost = clock.at
+    ledger.intend(A, "create_job")
+    clock.advance(900)
+    assert ledger.intend(A, "create_job", lost) is None
+    assert ledger.intend(A, "create_job", lost) == lost + 900
+
+
 def test_an_intent_taken_back_may_be_noted_again(ledger, run):
     ledger.intend(A, "create_job")
     ledger.abandon(A, "create_job")

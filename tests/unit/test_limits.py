@@ -146,7 +146,9 @@ def test_a_slot_that_could_not_be_noted_is_dealt_out_again(clock):
     for run_id in ("0", "1", "2"):
         begin(ledger, run_id)
     first = ledger.reserve("0", "job", ONE)
-    silent = Broken(table, "update_item", ReadTimeoutError(endpoint_url="https://x"), skip=2)  # a ticket, a slot, a note
+    silent = Broken(
+        table, "update_item", ReadTimeoutError(endpoint_url="https://x"), skip=2
+    )  # a ticket, a slot, a note
     with pytest.raises(Transient):
         DynamoLedger(silent, "ledger").reserve("1", "job", ONE)
     assert ledger.reserve("2", "job", ONE).at == first.at + ONE.spacing

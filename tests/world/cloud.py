@@ -284,9 +284,7 @@ class _Queue:
         self.under_way[message.handle] = message
         self._cloud.timers.after(0, lambda: self._deliver(message))
 
-    def change_message_visibility(
-        self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int
-    ) -> dict[str, Any]:
+    def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> dict[str, Any]:
         if message := self.under_way.get(ReceiptHandle):
             message.visible_after = VisibilityTimeout
         return {}

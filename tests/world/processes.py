@@ -190,4 +190,3 @@ def _work(pipe: Connection, cross: Cross) -> None:
         while True:
             answer = worker.handle(*receive())
             pipe.send(("done", answer, worker.heard()))
-

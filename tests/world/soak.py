@@ -107,7 +107,9 @@ def soak(
 def _drop(cloud: Cloud, objects: int, within: float) -> None:
     for number in range(objects):
         at = cloud.chance.uniform(0, within)
-        cloud.timers.after(at, lambda n=number: cloud.drop(f"soak/{n}.jsonl", dataset(str(n)), NOTIFICATIONS_EACH, HOUR))
+        cloud.timers.after(
+            at, lambda n=number: cloud.drop(f"soak/{n}.jsonl", dataset(str(n)), NOTIFICATIONS_EACH, HOUR)
+        )
 
 
 def _result(cloud: Cloud, objects: int, pool: Pool, seconds: float, cpu: float) -> Result:
@@ -148,7 +150,8 @@ def _most_within(moments: list[float], seconds: float) -> int:
 
 def _cpu() -> float:
     return sum(
-        usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
 
 

@@ -189,7 +189,9 @@ def in_process(path, seed=0):
 
     def call(resource, given, reply):
         if resource.startswith("arn:"):
-            reply(integrated(resource, given, table=table, publish=lambda message: messages.append(json.loads(message))))
+            reply(
+                integrated(resource, given, table=table, publish=lambda message: messages.append(json.loads(message)))
+            )
         else:
             reply(script[resource].popleft())
         token = table.items[f"run#{RUN}"].get("wake_token")
