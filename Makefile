@@ -26,8 +26,10 @@ lint: .venv  ## mend what the linters can mend, show the rest
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
-bench: .venv  ## measure the stack, then the dataset check against a bare parse, the tokenizer alone and its peers
+bench: .venv  ## measure the stack, the way of 200 MB and 2 GB, then the dataset check against its bounds and its peers
 	$(BIN)/python -m tests.bench.stack
+	$(BIN)/python -m tests.bench.transfer
+	$(BIN)/python -m tests.bench.transfer --line 75
 	$(BIN)/python tests/bench/check.py --memory
 
 fuzz: .venv  ## feed the dataset check damaged files for a minute

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     stack = argparse.ArgumentParser(add_help=False)
     stack.add_argument("--port", type=int, default=0, metavar="N", help="first of five ports; left out, any free ones")
     stack.add_argument("--provider-url", metavar="URL", help="a fine-tuning service to use instead of the emulated one")
-    stack.add_argument("--provider-key", metavar="K", help="its API key")
+    stack.add_argument("--provider-key", metavar="K", help='its API key, or JSON: {"NAME": "KEY", ...}')
     stack.add_argument(
         "--set",
         action="append",

@@ -22,7 +22,7 @@ from botocore.config import Config
 from samtranslator.translator.managed_policy_translator import ManagedPolicyLoader
 from samtranslator.translator.transform import transform
 from samtranslator.yaml_helper import yaml_parse
-from tunedrop.providers import UnknownProvider, is_base_url, profile_of
+from tunedrop.providers import InvalidProviders, UnknownProvider, is_base_url, profile_of, read_profiles
 
 from local.functions import Function
 from local.http_api import Route
@@ -121,9 +121,11 @@ def check(parameters: Mapping[str, str]) -> None:
     """Raises `InvalidParameter` where `deploy` or the functions would not take `parameters`."""
     values = parameters_of(yaml_parse(TEMPLATE.read_text()), parameters)
     try:
-        profile_of(values["Provider"])
+        profile_of(values["Provider"], read_profiles(values["Providers"]))
     except UnknownProvider as error:
         raise InvalidParameter(f"Provider: {error}") from None
+    except InvalidProviders as error:
+        raise InvalidParameter(str(error)) from None
     if values["ProviderBaseUrl"] and not is_base_url(values["ProviderBaseUrl"]):
         raise InvalidParameter("ProviderBaseUrl must be an https address, or one of this machine")
 

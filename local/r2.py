@@ -1,22 +1,25 @@
 """The emulated R2: an S3 endpoint whose bucket tells of what happens in it, as R2 does through its queue.
 
-Objects are kept by moto. Each put, copy, completed multipart upload and deletion becomes a message in R2's own form
+Objects are kept by moto, large ones on disk, so that gigabytes can be dropped. Each put, copy, completed multipart
+upload and deletion becomes a message in R2's own form
 (https://developers.cloudflare.com/r2/buckets/event-notifications/), delivered at least once by a signed POST to the
 webhook, as the forwarder between R2's queue and the webhook does it.
 """
 
+import hashlib
 import io
 import json
 import logging
 import queue
 import re
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote
 from xml.etree import ElementTree as ET
 
@@ -125,6 +128,48 @@ def guarded(app: WsgiApp, access_key_ids: Collection[str]) -> WsgiApp:
         return [body]
 
     return serve
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The bytes of an object that stand in a file, in place of those that moto would hold in memory."""
+
+    file: BinaryIO
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def keep_on_disk() -> None:
+    """Have moto put a multipart upload together on disk, part by part; of itself it copies the whole several times."""
+    from moto.s3 import models
+
+    def complete(upload: Any, named: Iterable[tuple[int, str]]) -> tuple[_Kept, str, None]:
+        parts = [(upload.parts.get(number), tag.strip('"')) for number, tag in named]
+        if any(part is None or part.etag.strip('"') != tag for part, tag in parts):
+            raise models.InvalidPart
+        if any(part.size < models.S3_UPLOAD_PART_MIN_SIZE for part, _ in parts[:-1]):
+            raise models.EntityTooSmall
+        if not parts:
+            raise models.MalformedXML
+        whole: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - the object closes it
+        for part, _ in parts:
+            whole.write(part.value)
+            part.dispose()
+        tags = hashlib.md5(bytes.fromhex("".join(tag for _, tag in parts)), usedforsecurity=False)
+        return _Kept(whole, whole.tell()), f"{tags.hexdigest()}-{len(parts)}", None
+
+    in_memory = models.FakeKey.value
+
+    def keep(key: Any, value: bytes | _Kept) -> None:
+        if isinstance(value, _Kept):
+            key._value_buffer, key.contentsize = value.file, value.size
+        else:
+            in_memory.__set__(key, value)
+
+    models.FakeMultipart.complete = complete
+    models.FakeKey.value = in_memory.setter(keep)
 
 
 def streaming(moto: WsgiApp, content: Content) -> WsgiApp:

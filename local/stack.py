@@ -12,7 +12,9 @@ from typing import Any, Self
 
 import urllib3
 from samtranslator.yaml_helper import yaml_parse
-from tunedrop.providers import InvalidProviders, UnknownProvider, profile_of, read_profiles
+from tunedrop.errors import Unauthorised
+from tunedrop.providers import profile_of, read_profiles
+from tunedrop.secret_store import keys_of
 from werkzeug import Request, Response
 
 from local import deploy
@@ -22,7 +24,7 @@ from local.http_api import HttpApi
 from local.provider.client import ProviderProcess
 from local.provider.manners import MANNERS
 from local.queues import Poller
-from local.r2 import Forwarder, Object, guarded, notifying, streaming
+from local.r2 import Forwarder, Object, guarded, keep_on_disk, notifying, streaming
 from local.receiver import Receiver
 
 WEBHOOK_PATH = "/events/r2"
@@ -35,6 +37,7 @@ HEARTBEAT_MINUTES = 60
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a stack is to be: `port` is the first of its ports, 0 for any; `provider_url` another service to use.
+    `provider_key` is its key, or JSON with those of several services.
 
     `parameters` are template.yaml's own. `time_scale` seconds pass for waits, deadlines and the emulated provider in
     one real second; against another service than the emulated one time is real unless it is given.
@@ -113,10 +116,11 @@ class Stack:
         control = parts.enter_context(Server(next(port)))
         folder = STACKS / f"stack-{gateway.port}"
 
-        callback_url = f"{api.url}/callbacks/{options.parameters.get('Provider', 'openai')}"
+        callback_url = f"{api.url}/callbacks/{_default(options.parameters)}"
         callback_secret = _webhook_secret()
         manners = _manners(options.parameters)
-        key = options.provider_key or "sk-emulation-" + secrets.token_hex(12)
+        secret = options.provider_key or "sk-emulation-" + secrets.token_hex(12)
+        key = _key_of(_default(options.parameters), secret)
         provider = None
         if not options.provider_url:
             provider = parts.enter_context(
@@ -144,7 +148,7 @@ class Stack:
             {
                 "CallbackSecret": json.dumps({callback_url.rsplit("/", 1)[1]: callback_secret}),
                 "NotificationSecret": json.dumps([{"url": self.receiver.url, "secret": receiver_secret}]),
-                "ProviderSecret": key,
+                "ProviderSecret": secret,
                 "StorageSecret": json.dumps(storage),
                 "WebhookSecret": webhook_secret,
             },
@@ -239,10 +243,22 @@ def answers(address: Address) -> bool:
 
 def _manners(parameters: Mapping[str, str]) -> str:
     """The service that the emulated one is to be like: what the provider's profile is like."""
+    return profile_of(_default(parameters), read_profiles(parameters.get("Providers", ""))).like
+
+
+def _default(parameters: Mapping[str, str]) -> str:
+    """The name of the provider that trains where a job specification names none."""
+    return parameters.get("Provider", "openai")
+
+
+def _key_of(provider: str, secret: str) -> str:
+    """Its key, where the secret may hold those of several."""
     try:
-        return profile_of(parameters.get("Provider", "openai"), read_profiles(parameters.get("Providers", ""))).like
-    except (UnknownProvider, InvalidProviders) as error:
-        raise deploy.InvalidParameter(str(error)) from None
+        return keys_of(secret, provider)[provider]
+    except (KeyError, Unauthorised):
+        raise deploy.InvalidParameter(
+            f'the provider key must be that of {provider}, or JSON with one for it: {{"{provider}": "…"}}'
+        ) from None
 
 
 def _model_of(manners: str) -> str:
@@ -259,6 +275,8 @@ def _webhook_secret() -> str:
 def _r2(forwarder: Forwarder, clock: Callable[[], float]) -> Any:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from moto.s3.models import s3_backends
+
+    keep_on_disk()
 
     def stored(bucket: str, key: str) -> tuple[str, int] | None:
         found = s3_backends[deploy.ACCOUNT]["aws"].get_object(bucket, key)

@@ -73,6 +73,7 @@ class Manners:
     upload_limit: int = 8192 * MIB
     part_limit: int = 64 * MIB
     upload_lifetime: float = 3600
+    """Real seconds, unlike the other times: what arrives takes real time, and would come too late on a fast clock."""
     minimum_examples: int = 10
     suffix_limit: int = 64
     metadata_pairs: int = 16

@@ -127,7 +127,7 @@ class State:
                 purpose=request["purpose"],
                 bytes=request["bytes"],
                 created_at=now,
-                expires_at=now + self.manners.upload_lifetime,
+                expires_at=now + self.manners.upload_lifetime * self.clock.scale,
                 expires_after=request.get("expires_after"),
             )
             self._uploads[upload.id] = upload

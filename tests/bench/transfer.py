@@ -1,14 +1,21 @@
 """How fast a dataset gets from the bucket to the service, and in how much memory, against what bounds it.
 
-`python -m tests.bench.transfer [--mb 200 --mb 2000] [--runs 3]` starts an embedded stack and prints, for each size, the
-median of as many runs and the peak memory of a process that does nothing else: a plain download, a plain upload by the
-service's own client, what Tunedrop does without and with its check, and the whole downloaded before it is uploaded. At
-last the upload function itself, with everything that it does. Every figure of a size is measured with the same stack.
+`python -m tests.bench.transfer [--mb 200 --mb 2000] [--runs 3] [--line 75]` starts an embedded stack and prints, for
+each size, the median of as many runs and the peak memory of a process that does nothing else: a plain download, a plain
+upload by the service's own client, what Tunedrop does without and with its check, and the whole downloaded before it is
+uploaded. At last the upload function itself, with everything that it does. Every figure of a size is measured with the
+same stack, and what arrives is compared by its sha256. With `--line` all of them reach bucket and service over a line
+of that speed, such as the 75 MB/s of a function; without, over a loopback that is faster than the check can be.
+
+It takes four times the dataset on the disk. The emulated bucket takes up to 2 GB of memory while it is given 8 GB; what
+is downloaded whole takes as much as it has.
 """
 
 import argparse
+import hashlib
 import io
 import json
+import math
 import os
 import re
 import statistics
@@ -17,13 +24,18 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import urllib3
 
 from local.deploy import ROOT
 from local.drop import bucket_client
 from local.stack import Address
+from tests.bench.line import Line
 
 KEY = "bench/transfer.data"  # which starts no run
 DATASET = "bench/transfer.jsonl"
@@ -35,7 +47,6 @@ WAYS = {
     "rules": "Tunedrop, checked, no tokens counted",
     "checked": "Tunedrop, checked, tokens counted",
 }
-PART_LIMIT = 64 << 20
 FILE_LIMIT = 512_000_000
 
 
@@ -44,6 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, action="append", help="size of the dataset; may be given again")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--line", type=float, metavar="MB", help="so many MB a second in each direction; else loopback")
     parser.add_argument("--way", choices=WAYS, action="append", help="only these")
     parser.add_argument("--no-function", action="store_true", help="leave the function itself out")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -52,36 +64,71 @@ def main() -> int:
         print(json.dumps(measured(*options.child)))
         return 0
     for mb in options.mb or [200, 2000]:
-        table(mb, options.runs, options.way or list(WAYS), function=not options.no_function)
+        table(mb, options.runs, options.line, options.way or list(WAYS), function=not options.no_function)
     return 0
 
 
-def table(mb: int, runs: int, ways: list[str], *, function: bool) -> None:
+def table(mb: int, runs: int, line: float | None, ways: list[str], *, function: bool) -> None:
     """Prints the figures of one size."""
-    print(f"{mb} MB, median (least - most) of {runs} runs, peak memory of the process", flush=True)
-    command = [sys.executable, "-m", "local", "up", "--json", "--time-scale", "1"]
-    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as stack:
-        assert stack.stdout is not None
-        try:
-            address = Address(**json.loads(stack.stdout.readline()))
-            file = Path(folder) / "data.jsonl"
-            write_dataset(file, mb * 1_000_000)
-            bucket_client(address).upload_file(str(file), address.bucket, KEY)
-            found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-            for _ in range(runs):
-                for way in ways:
-                    child = [sys.executable, "-m", "tests.bench.transfer", "--child", way, address.to_json(), str(file)]
-                    answer = subprocess.run(child, capture_output=True, check=True, cwd=ROOT)
-                    found[way].append(json.loads(answer.stdout))
-            bound = max(
-                (statistics.median(seconds(found[way])) for way in ("download", "upload") if way in found), default=0
-            )
+    where = f"a line of {line:g} MB/s in each direction" if line else "loopback, which no function has"
+    print(f"{mb} MB over {where}: median (least - most) of {runs} runs, processor time, peak memory", flush=True)
+    with tempfile.TemporaryDirectory() as folder, stack(line) as (near, address):
+        file = Path(folder) / "data.jsonl"
+        sha256 = write_dataset(file, mb * 1_000_000)
+        bucket_client(near).upload_file(str(file), address.bucket, KEY)
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for _ in range(runs):
             for way in ways:
-                row(WAYS[way], seconds(found[way]), max(figures["peak"] for figures in found[way]), bound)
-            if function:
-                row("the upload function, cold", *of_the_function(address, file), bound)
-        finally:
-            stack.terminate()
+                child = [sys.executable, "-m", "tests.bench.transfer", "--child", way, address.to_json(), str(file)]
+                answer = subprocess.run(child, stdout=subprocess.PIPE, check=True, cwd=ROOT)
+                found[way].append(json.loads(answer.stdout))
+                assert arrived(near) == ([] if way == "download" else [sha256]), f"{way}: other bytes have arrived"
+                forget(near)
+        plain = [statistics.median(seconds(found[way])) for way in ("download", "upload") if way in found]
+        bound = max(plain, default=0)
+        for way in ways:
+            row(WAYS[way], found[way], bound)
+        if function:
+            bucket_client(near).delete_object(Bucket=near.bucket, Key=KEY)  # a disk holds only so much
+            row("the upload function, its init apart", [of_the_function(near, file, sha256)], bound)
+
+
+@contextmanager
+def stack(line: float | None) -> Iterator[tuple[Address, Address]]:
+    """An embedded stack of its own: its addresses, and those that lead through the line, which its functions use."""
+    command = [sys.executable, "-m", "local", "up", "--json", "--time-scale", "1"]
+    with ExitStack() as ends:
+        ways = [ends.enter_context(closing(Line(line * 1e6).to())) for _ in range(2)] if line else []
+        for name, proxy, path in zip(("StorageEndpoint", "ProviderBaseUrl"), ways, ("", "/v1"), strict=False):
+            command += ["--set", f"{name}={proxy.url}{path}"]
+        process = ends.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT))
+        ends.callback(process.terminate)
+        assert process.stdout is not None
+        near = Address(**json.loads(process.stdout.readline()))
+        far = near
+        if ways:
+            far = replace(near, s3=ways[0].lead_to(near.s3), provider=ways[1].lead_to(near.provider))
+        yield near, far
+
+
+def arrived(address: Address) -> list[str]:
+    """The sha256 of each file that the service holds."""
+    listed = asked(address, "GET", "/files").json()["data"]
+    ledger = urllib3.request("GET", f"{address.provider_control}/ledger").json()
+    digests = {file["id"]: file["sha256"] for file in ledger["files"]}
+    return [digests[file["id"]] for file in listed]
+
+
+def forget(address: Address) -> None:
+    """Deletes every file at the service: a disk holds only so much."""
+    for file in asked(address, "GET", "/files").json()["data"]:
+        asked(address, "DELETE", f"/files/{file['id']}")
+
+
+def asked(address: Address, method: str, path: str) -> Any:
+    """What the service answers."""
+    headers = {"authorization": f"Bearer {address.provider_key}"}
+    return urllib3.request(method, address.provider + path, headers=headers)
 
 
 def seconds(found: list[dict[str, float]]) -> list[float]:
@@ -89,35 +136,42 @@ def seconds(found: list[dict[str, float]]) -> list[float]:
     return [figures["seconds"] for figures in found]
 
 
-def row(name: str, times: list[float], peak: float, bound: float) -> None:
+def row(name: str, found: list[dict[str, float]], bound: float) -> None:
     """One line of the table; `bound` seconds is what the slower of the plain ways took."""
+    times = seconds(found)
     middle = statistics.median(times)
     ratio = f"{middle / bound:5.2f} times the slower plain way" if bound else ""
-    print(f"{name:40} {middle:7.2f} ({min(times):.2f} - {max(times):.2f}) s {peak:6.0f} MB  {ratio}", flush=True)
+    peak = max(figures["peak"] for figures in found)
+    cpu = statistics.median(figures.get("cpu", math.nan) for figures in found)
+    spent = "" if math.isnan(cpu) else f"{cpu:.2f} s"
+    print(
+        f"{name:40} {middle:7.2f} ({min(times):.2f} - {max(times):.2f}) s {spent:>8} {peak:6.0f} MB  {ratio}",
+        flush=True,
+    )
 
 
-def write_dataset(file: Path, size: int) -> None:
-    """A valid dataset of about `size` bytes, no example like another."""
-    text = "Water it when the top inch of the soil is dry, less in winter, and keep it out of the wind. " * 8
+def write_dataset(file: Path, size: int) -> str:
+    """A valid dataset of about `size` bytes, no example like another: its sha256."""
+    text = b"Water it when the top inch of the soil is dry, less in winter, and keep it out of the wind. " * 8
+    asked, told = b'{"messages": [{"role": "user", "content": "', b'"}, {"role": "assistant", "content": "'
+    example = b'%bHow do I look after plant number %%d?%b%%d: %b"}]}\n' % (asked, told, text)
+    sha256 = hashlib.sha256()
     with file.open("wb") as target:
         for number in range(size // 890):
-            example = {
-                "messages": [
-                    {"role": "user", "content": f"How do I look after plant number {number}?"},
-                    {"role": "assistant", "content": f"{number}: {text}"},
-                ]
-            }
-            target.write(json.dumps(example).encode() + b"\n")
+            line = example % (number, number)
+            sha256.update(line)
+            target.write(line)
+    return sha256.hexdigest()
 
 
 def measured(way: str, address: str, file: str) -> dict[str, float]:
-    """Seconds and peak megabytes of one way, in this process."""
+    """Seconds, seconds of the processor, and peak megabytes of one way, in this process."""
     work = prepared(way, Address(**json.loads(address)), Path(file))
-    began = time.monotonic()
+    began, spent = time.monotonic(), time.process_time()
     work()
-    took = time.monotonic() - began
+    took, spent = time.monotonic() - began, time.process_time() - spent
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return {"seconds": took, "peak": int(peak.split()[1]) / 1024}
+    return {"seconds": took, "cpu": spent, "peak": int(peak.split()[1]) / 1024}
 
 
 def prepared(way: str, address: Address, file: Path) -> Callable[[], object]:
@@ -211,15 +265,19 @@ class Nothing(io.RawIOBase):
         return len(data)
 
 
-def of_the_function(address: Address, file: Path) -> tuple[list[float], float]:
-    """Seconds and peak megabytes of the upload function, on a dataset that is dropped now."""
+def of_the_function(address: Address, file: Path, sha256: str) -> dict[str, float]:
+    """Seconds and peak megabytes of the upload function, in all its calls, on a dataset that is dropped now."""
     bucket_client(address).upload_file(str(file), address.bucket, DATASET)
     log = Path(address.logs) / "UploadFunction.log"
-    end = time.monotonic() + 900
+    end = time.monotonic() + 3600
     while time.monotonic() < end:
-        report = log.exists() and re.search(r"\tDuration: ([\d.]+) ms.*Max Memory Used: (\d+) MB", log.read_text())
-        if report:
-            return [float(report[1]) / 1000], float(report[2])
+        text = log.read_text() if log.exists() else ""
+        calls = re.findall(r"\tDuration: ([\d.]+) ms.*Max Memory Used: (\d+) MB", text)
+        files = arrived(address)
+        if files and calls and len(calls) == text.count("START RequestId"):
+            assert files == [sha256], "other bytes have arrived"
+            peak = max(int(peak) for _, peak in calls)
+            return {"seconds": sum(float(took) for took, _ in calls) / 1000, "peak": peak}
         time.sleep(1)
     raise TimeoutError
 

@@ -1,11 +1,14 @@
 """The emulated bucket as any S3 client sees it, and what it tells of each operation: R2's own messages."""
 
+import hashlib
 import io
 import re
+from pathlib import Path
 
 import boto3
 import pytest
 from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import ClientError
 from tunedrop.clock import seconds
 
 from tests.workflow.running import RunningStack
@@ -77,6 +80,47 @@ def test_a_multipart_upload_is_told_once_it_is_complete(stack, s3):
     assert len(stack.deliveries("multipart.jsonl")) == 1
     ended = stack.ended(delivery["answer"]["accepted"][0]["run_id"])
     assert ended.state == "rejected", "its eTag, which is no MD5, holds for reading it"
+
+
+def peak_kilobytes(process):
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+
+
+def test_a_large_object_comes_back_as_it_was_and_is_not_kept_in_memory(stack, s3):
+    parts = [bytes([number]) * (8 * MIB) for number in range(1, 16)] + [b"the end"]
+    upload = {"Bucket": "datasets", "Key": "large.data"}
+    upload_id = s3.create_multipart_upload(**upload)["UploadId"]
+    tags = [
+        s3.upload_part(**upload, UploadId=upload_id, PartNumber=number, Body=part)["ETag"]
+        for number, part in enumerate(parts, 1)
+    ]
+    process = stack.address["pid"]
+    before = peak_kilobytes(process)
+    named = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+    s3.complete_multipart_upload(**upload, UploadId=upload_id, MultipartUpload={"Parts": named})
+
+    assert s3.get_object(**upload)["Body"].read() == b"".join(parts)
+    assert peak_kilobytes(process) - before < 60 * 1024, "half of it"
+    md5s = b"".join(hashlib.md5(part).digest() for part in parts)
+    assert s3.head_object(**upload)["ETag"] == f'"{hashlib.md5(md5s).hexdigest()}-{len(parts)}"'
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named", "code"),
+    [((5 * MIB, 1), (1, 3), "InvalidPart"), ((1, 1), (1, 2), "EntityTooSmall"), ((1,), (), "MalformedXML")],
+)
+def test_parts_that_make_no_object_are_refused(s3, sizes, named, code):
+    upload = {"Bucket": "datasets", "Key": "refused.data"}
+    upload_id = s3.create_multipart_upload(**upload)["UploadId"]
+    tags = [
+        s3.upload_part(**upload, UploadId=upload_id, PartNumber=number, Body=bytes(size))["ETag"]
+        for number, size in enumerate(sizes, 1)
+    ]
+    parts = [{"PartNumber": number, "ETag": tag} for number, tag in zip(named, tags, strict=False)]
+    with pytest.raises(ClientError) as refused:
+        s3.complete_multipart_upload(**upload, UploadId=upload_id, MultipartUpload={"Parts": parts})
+    assert refused.value.response["Error"]["Code"] == code
 
 
 def test_a_multipart_upload_that_is_given_up_is_not_told(stack, s3):

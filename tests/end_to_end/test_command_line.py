@@ -169,6 +169,9 @@ def test_a_port_that_is_taken_is_a_sentence_and_2():
         ("RunDeadlineHours=soon", "RunDeadlineHours"),
         ("RunDeadlineHours=-1", "RunDeadlineHours"),
         ("Provider=nobody", "nobody"),
+        ("Providers={", "Providers is not valid JSON"),
+        ('Providers={"lab": {"like": "nobody"}}', "lab.like must be one of"),
+        ('Providers={"lab": {"uploads": 1}}', "lab.uploads is no such key"),
     ],
 )
 def test_a_setting_that_the_template_does_not_allow_is_a_sentence_and_2(setting, says):
@@ -287,6 +290,30 @@ def test_demo_shows_the_whole_way(file):
     assert run["key"] == "orchard.jsonl"
     assert run["trained_tokens"] > 0
     assert run["estimated_cost_usd"] > 0
+
+
+def test_several_services_have_a_key_each(file):
+    lab = {"lab": {"like": "openai", "base_url": "http://127.0.0.1:9/v1"}}
+    own = ("--set", "Provider=own", "--set", f"Providers={json.dumps({'own': {'like': 'openai'}, **lab})}")
+    stack = RunningStack(*own, "--provider-key", json.dumps({"own": "sk-own", "lab": "sk-lab"}))
+    try:
+        assert stack.address["provider_key"] == "sk-own"
+        ended = stack.ended(stack.drop("plants.jsonl", file.read_bytes()))
+        assert (ended.state, ended.run["provider"]) == ("succeeded", "own")
+        stack.put("other.job.json", b'{"provider": "none"}')
+        refused = stack.ended(stack.drop("other.jsonl", file.read_bytes()))
+        assert "there are lab, own" in refused.message
+    finally:
+        stack.close()
+
+
+@pytest.mark.parametrize("key", ['{"lab": "sk-lab"}', "{", '{"openai": 1}'])
+def test_a_key_for_another_service_than_the_default_is_2(key):
+    done = local("up", "--provider-key", key)
+    assert done.returncode == 2
+    assert 'JSON with one for it: {"openai": ' in done.stderr
+    assert "sk-lab" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_another_service_takes_the_place_of_the_emulated_one(file):

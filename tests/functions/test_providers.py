@@ -5,17 +5,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import urllib3
 
+from local.functions import Lambda
 from local.provider.client import ProviderProcess
-from tests.functions.world import PROVIDER_KEY, TIME_SCALE, World, sample
+from tests.functions.world import PROVIDER_KEY, TIME_SCALE, World, resource, sample
 
 LAB_KEY = "sk-of-the-lab"
-FOLDERS = ("upload", "create_job", "poll_status", "collect")
+FIRST = {"upload": "first", "create_job": "first", "poll_status": "first", "collect": "after_success"}
 
 
 @pytest.fixture
@@ -77,6 +79,16 @@ def test_a_run_that_names_none_goes_to_the_default(world: World, lab: ProviderPr
     event = begun(world)
     world.handle("upload.first", event)
     assert world.run(event).provider == "openai"
+
+
+@pytest.mark.parametrize("folder", FIRST)
+def test_profiles_that_cannot_be_read_are_named_in_the_functions_log(world: World, tmp_path: Path, folder: str) -> None:
+    function = world.functions[resource(folder)]
+    broken = {**function.environment, "PROVIDERS": '{"lab": {"like": "nobody"}}'}
+    with Lambda([replace(function, environment=broken)], aws_endpoint=world.aws, logs=tmp_path) as service:
+        answer = service.invoke(function.name, json.dumps(sample(f"{folder}.{FIRST[folder]}")).encode())
+    assert json.loads(answer.payload)["errorType"].endswith("InvalidProviders")
+    assert "Providers: lab.like must be one of openai, azure" in (tmp_path / f"{function.name}.log").read_text()
 
 
 def test_a_service_without_a_key_is_refused_with_those_that_have_one(world: World, lab: ProviderProcess) -> None:

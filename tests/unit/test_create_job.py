@@ -1,8 +1,8 @@
 import itertools
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from tunedrop.create_job import LAST_LOOK_SECONDS, create_job
 from tunedrop.errors import Cancelled, Denied, NotYet, Rejected, Throttled, Transient, Unauthorised, UnknownOutcome
 from tunedrop.runs import Run, RunRequest

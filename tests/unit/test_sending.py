@@ -6,13 +6,13 @@ import json
 
 import pytest
 from msgspec.structs import replace
-from tunedrop.errors import Duplicate, OverBudget, Rejected, Superseded, Transient
+from tunedrop.errors import Denied, Duplicate, OverBudget, Rejected, Superseded, Transient
 from tunedrop.provider import OpenAIProvider
 from tunedrop.providers import PROFILES
 from tunedrop.runs import Run, RunRequest
 from tunedrop.settings import UploadSettings
 from tunedrop.steps import Done, Wait
-from tunedrop.transfer import BYTE_ORDER_MARK
+from tunedrop.transfer import ATTEMPTS_WITHOUT_TIME, BYTE_ORDER_MARK, RESERVE_SECONDS
 from tunedrop.upload import upload_dataset
 
 from tests.local.provider_support import KEY, Provider, chats
@@ -70,6 +70,10 @@ def files(service, run):
 
 def posts(service):
     return sum(request["method"] == "POST" for request in service.order("GET", "/ledger")["requests"])
+
+
+def parts(service):
+    return sum(request["path"].endswith("/parts") for request in service.order("GET", "/ledger")["requests"])
 
 
 def pending(service, run):
@@ -164,7 +168,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [Superseded("object_changed", "it is another"), Transient("it broke off")])
-@pytest.mark.parametrize("after", [0, 300])
+@pytest.mark.parametrize("after", [0, 1, 285, 286, 571, 572, 857, 858, 1143, 1144])  # about each part's boundary
 def test_a_dataset_that_cannot_be_read_to_its_end_becomes_no_file(service, bucket, drop, step, body, error, after):
     run = drop(body)
     with pytest.raises(type(error)):
@@ -194,9 +198,69 @@ def test_a_step_that_is_short_of_time_asks_to_be_taken_again(service, drop, step
     assert not pending(service, run)
 
 
-def test_a_step_that_gets_nowhere_for_want_of_time_does_not_ask_for_ever(drop, step, body):
-    with pytest.raises(Transient, match="time was over"):
-        step(drop(body), seconds_left=lambda: 59)
+class Slow:
+    """A bucket that takes a second for each chunk, read by a function that has so many seconds."""
+
+    def __init__(self, bucket, seconds):
+        self._bucket, self.seconds = bucket, seconds
+
+    def open(self, key, etag=None):
+        stored = self._bucket.open(key, etag)
+        return replace(stored, chunks=self._chunks(stored))
+
+    def write(self, *arguments):
+        self._bucket.write(*arguments)
+
+    def seconds_left(self):
+        return self.seconds
+
+    def _chunks(self, stored):
+        for chunk in stored.chunks:
+            self.seconds -= 1
+            yield chunk
+
+
+@pytest.mark.parametrize("beside", [{}, {"job": b'{"refuse_sensitive": true}'}], ids=["at once", "checked first"])
+def test_a_step_that_is_always_short_of_time_comes_to_a_clear_end(service, bucket, drop, step, body, beside):
+    run = drop(body, **beside)
+
+    def attempt():
+        slow = Slow(bucket, RESERVE_SECONDS + len(body) // 14)  # enough for half of it
+        try:
+            return step(run, bucket=slow, seconds_left=slow.seconds_left)
+        finally:
+            assert slow.seconds >= RESERVE_SECONDS - 1, "it goes on when the time is over"
+
+    for _ in range(ATTEMPTS_WITHOUT_TIME - 1):
+        assert attempt() == Wait(1, "uploading")
+    with pytest.raises(Denied, match="give UploadFunction more memory"):
+        attempt()
+    assert files(service, run) == []
+    assert not pending(service, run)
+
+
+def test_a_validation_set_that_takes_too_long_asks_to_be_taken_again(service, bucket, drop, step, body):
+    run = drop(body, validation=chats(1000))
+    slow = Slow(bucket, RESERVE_SECONDS + len(body) // 7 + 1000)
+    assert step(run, bucket=slow, seconds_left=slow.seconds_left) == Wait(1, "uploading")
+    assert slow.seconds >= RESERVE_SECONDS - 1
+    assert files(service, run) == []
+    assert step(run) == Done("waiting")
+    assert len(files(service, run)) == 2
+
+
+@pytest.mark.parametrize("broken", [1, 20, 80, 200])
+def test_after_the_first_error_nothing_more_is_sent_and_all_errors_are_listed(service, bucket, drop, step, broken):
+    lines = chats(200).splitlines(keepends=True)
+    lines.insert(broken - 1, b"{not JSON\n")
+    run = drop(b"".join([*lines, b"[]\n"]))
+    before = parts(service)
+    with pytest.raises(Rejected):
+        step(run)
+    assert parts(service) - before <= sum(map(len, lines[:broken])) // PROFILE.part_bytes
+    assert not pending(service, run)
+    report = json.loads(bucket.objects[f"results/{run.run_id}/report.json"])
+    assert [error["line"] for error in report["errors"]] == [broken, 202]
 
 
 def test_the_report_is_there_whatever_becomes_of_it(bucket, drop, step, body):

@@ -13,7 +13,7 @@ from tunedrop.errors import Denied, Rejected, Superseded, Throttled, Transient, 
 from tunedrop.provider import OpenAIProvider
 from tunedrop.providers import PROFILES
 from tunedrop.runs import Run, RunRequest
-from tunedrop.transfer import BYTE_ORDER_MARK, LAST_LOOK_SECONDS, Outgoing, OutOfTime
+from tunedrop.transfer import ATTEMPTS_WITHOUT_TIME, BYTE_ORDER_MARK, LAST_LOOK_SECONDS, Outgoing, OutOfTime
 
 from tests.local.provider_support import KEY, Provider, until
 from tests.unit.fakes import FakeSecret
@@ -294,14 +294,84 @@ def test_death_at_any_boundary_of_one_call_is_survived(service, provider, ledger
 def test_an_attempt_short_of_time_is_continued(service, provider, ledger, run, seconds):
     since = requests(service)
     left = itertools.count(transfer.RESERVE_SECONDS + seconds, -1)
-    with pytest.raises(OutOfTime) as ended:
+    with pytest.raises(OutOfTime):
         send(run, LARGE, provider, ledger, seconds_left=lambda: next(left))
     assert committed(service, run) == []
-    sent = parts_sent(service, since)
-    assert ended.value.progressed == (sent > 0)
     send(run, LARGE, provider, ledger)
     assert committed(service, run) == [digest(LARGE)]
     assert parts_sent(service, since) == PARTS
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["one call", "parts"])
+def test_attempts_that_are_always_short_of_time_come_to_a_clear_end(service, provider, ledger, run, body):
+    def attempt():
+        left = itertools.count(transfer.RESERVE_SECONDS + 20, -1)
+        send(run, body, provider, ledger, seconds_left=lambda: next(left))
+
+    for _ in range(ATTEMPTS_WITHOUT_TIME - 1):
+        with pytest.raises(OutOfTime):
+            attempt()
+    with pytest.raises(Denied, match=r"over 5 times .* after 63,000 bytes: give UploadFunction more memory") as ended:
+        attempt()
+    assert ended.value.code == "too_slow"
+    assert committed(service, run) == []
+    assert "pending" not in uploads(service, run)
+
+
+def refuse(run, chunks, provider, ledger, look=lambda sending, chunk: None):
+    """An attempt at `LARGE` that reads the chunks and then finds that the run has ended; `look` sees each of them."""
+    with Outgoing(run.run_id, f"{run.run_id}.jsonl", len(LARGE), provider=provider, ledger=ledger) as sending:
+        for chunk in sending.through(chunks):
+            look(sending, chunk)
+        raise Rejected("invalid", "it is")
+
+
+@pytest.mark.parametrize("at", [1, 5_000, 90_000, len(LARGE) - 1])
+@pytest.mark.parametrize("above", [ABOVE, None], ids=["parts", "one call"])
+def test_what_is_known_to_be_dropped_is_sent_no_further(service, provider, ledger, run, above, at):
+    provider.profile = replace(PROFILE, uploads_above=above)
+    since, read, sent = requests(service), [], []
+
+    def look(sending, chunk):
+        read.append(len(chunk))
+        if sum(read) >= at and not sent:
+            sending.stop()
+            sent.append(parts_sent(service, since))
+            assert "pending" not in uploads(service, run), "it is dropped at once, not at the end"
+
+    with pytest.raises(Rejected):
+        refuse(run, chunked(LARGE), provider, ledger, look)
+    assert sum(read) == len(LARGE), "it is read to its end all the same"
+    assert sent == [parts_sent(service, since)]
+    assert sent[0] <= (at // PART + 1 if above else 0)
+    assert committed(service, run) == []
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE], ids=["one call", "parts"])
+def test_a_dataset_that_ends_early_never_becomes_a_file(service, provider, ledger, run, body):
+    def attempt():
+        with Outgoing(run.run_id, f"{run.run_id}.jsonl", len(body), provider=provider, ledger=ledger) as sending:
+            for _ in sending.through(chunked(body[:-1])):
+                pass
+            sending.commit()
+
+    with pytest.raises((Transient, Rejected)):
+        attempt()
+    assert committed(service, run) == []
+
+
+@pytest.mark.parametrize("effects", range(2, 2 * PARTS + 4))
+@pytest.mark.parametrize("chunks", [(), (LARGE,)], ids=["nothing read", "all read"])
+def test_what_a_dead_attempt_left_is_dropped_by_one_that_ends_the_run(
+    service, provider, ledger, clock, run, chunks, effects
+):
+    die(run, LARGE, provider, ledger, effects, after=True)
+    assert uploads(service, run) == ["completed" if effects == 2 * PARTS + 3 else "pending"]
+    clock.advance(LAST_LOOK_SECONDS)
+    with pytest.raises(Rejected):
+        refuse(run, chunks, provider, ledger)
+    assert not provider.files_named(f"{run.run_id}.jsonl")
+    assert "pending" not in uploads(service, run)
 
 
 def test_an_upload_that_has_expired_between_attempts_is_begun_anew(service, provider, ledger, clock, run):

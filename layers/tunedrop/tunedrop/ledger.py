@@ -271,14 +271,14 @@ class DynamoLedger:
                 self._book(limit, change, condition, values)
                 return again
         free = f"frees[{book.turn}]"
+        tidy, used_up = (" DELETE returned :spent", {":spent": spent}) if spent else ("", {})
         if book.frees[book.turn] <= at:
             with suppress(_Unchanged):  # somebody else has just taken it
-                self._book(limit, f"SET {free} = :next", f"{free} <= :at", {":next": at + limit.spacing, ":at": at})
+                values = {":next": at + limit.spacing, ":at": at, **used_up}
+                self._book(limit, f"SET {free} = :next{tidy}", f"{free} <= :at", values)
                 return Slot(limit.name, book.turn, at)
-        change, values = f"SET {free} = {free} + :spacing", {":spacing": limit.spacing}
-        if spent:
-            change, values = f"{change} DELETE returned :spent", {**values, ":spent": spent}
-        after = self._book(limit, change, "attribute_exists(id)", values)
+        values = {":spacing": limit.spacing, **used_up}
+        after = self._book(limit, f"SET {free} = {free} + :spacing{tidy}", "attribute_exists(id)", values)
         return Slot(limit.name, book.turn, after.frees[book.turn] - limit.spacing)
 
     def _ticket(self, limit: Limit, at: int) -> Book:

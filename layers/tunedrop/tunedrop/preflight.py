@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date
 
 import msgspec
@@ -107,11 +107,16 @@ def judge_job(specification: bytes | None, wanted: Wanted) -> JudgedJob:
 
 
 def preflight(
-    training: Iterable[bytes], validation: Iterable[bytes] | None, specification: bytes | None, wanted: Wanted
+    training: Iterable[bytes],
+    validation: Iterable[bytes] | None,
+    specification: bytes | None,
+    wanted: Wanted,
+    on_error: Callable[[], None] = lambda: None,
 ) -> Preflight:
     """Checks a training file, with its validation file and job specification where there are such.
 
-    Each file is read once, in chunks of any size; memory does not grow with it.
+    Each file is read once, in chunks of any size; memory does not grow with it. ``on_error`` is called as soon as a
+    line of the training file is known to be invalid; the check goes on, to list the others.
     """
     judged = judge_job(specification, wanted)
     parsed, model, errors = judged.specification, judged.model, judged.errors
@@ -126,8 +131,12 @@ def preflight(
         sha256=wanted.sha256,
         max_findings=wanted.max_findings,
     )
+    told = False
     for chunk in training:
         first.feed(chunk)
+        if first.is_broken and not told:
+            told = True
+            on_error()
     estimate = first.finish().estimate
     second = None
     if validation is not None:

@@ -41,6 +41,9 @@ from tunedrop.provider import Provider, ProviderFile
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 RESERVE_SECONDS = 60.0
 """So long before the function's time is over, no more is begun."""
+ATTEMPTS_WITHOUT_TIME = 5
+"""So often may the function's time be over before a dataset is through: in the hour that an upload in parts lives, a
+function of 15 minutes has no more attempts."""
 LAST_LOOK_SECONDS = 120.0
 """A commit whose outcome is unknown is looked for so long before it is repeated: listings lag behind."""
 HELD_BYTES = 8 << 20
@@ -59,9 +62,7 @@ type _Turn = Callable[[], AbstractContextManager[None]]
 
 
 class OutOfTime(Exception):
-    """The function's time is nearly over; ``progressed`` says whether the next attempt has less to do than this one."""
-
-    progressed = False
+    """The function's time is nearly over, and another attempt is worth while."""
 
 
 class Outgoing:
@@ -90,6 +91,7 @@ class Outgoing:
         self._seconds_left = seconds_left
         self._turn = partial(in_turn, run_id, name, limit_of(provider.profile, FILES), LONGEST_CALL_SECONDS, ledger)
         self._opening = b""
+        self._seen = 0
         self._way: _Way | None = None
         self._not_yet: NotYet | None = None
 
@@ -101,15 +103,27 @@ class Outgoing:
     ) -> None:
         if self._way:
             self._way.end(drop=isinstance(error, Final))
-            if isinstance(error, OutOfTime):
-                error.progressed = self._way.progressed
+        elif isinstance(error, Final):
+            self._drop_what_is_noted()
+
+    def in_time(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Hands the chunks on, as long as there is time, and sends nothing.
+
+        Raises:
+            OutOfTime: before the function's time is over.
+            Denied: it was over too often; other attempts would fare no better.
+        """
+        for chunk in chunks:
+            self._look_at_the_clock()
+            self._seen += len(chunk)
+            yield chunk
 
     def through(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """Sends the chunks as somebody else reads them; raises as :meth:`send`.
 
         Before its turn nothing of it leaves, but it is read: what is wrong with it is not to wait.
         """
-        for chunk in chunks:
+        for chunk in self.in_time(chunks):
             if self._not_yet is None:
                 try:
                     self.send(chunk)
@@ -117,16 +131,21 @@ class Outgoing:
                     self._not_yet = error
             yield chunk
 
+    def stop(self) -> None:
+        """Sends nothing more, and drops what was sent: it is known by now that nothing will be committed."""
+        if self._way:
+            self._way.end(drop=True)
+        self._way = _Nowhere()
+
     def send(self, chunk: bytes) -> None:
         """Sends a chunk, sooner or later; waits while too many are under way.
 
         Raises:
-            OutOfTime: before the function's time is over.
+            OutOfTime, Denied: as :meth:`in_time`, while it waits.
             NotYet: the service's limit is used up for now.
             UnknownOutcome: an earlier attempt's commit may still show; or a call failed, and nothing was committed.
             Rejected, Denied, Throttled, Unauthorised, Transient: as the service answered.
         """
-        self._look_at_the_clock()
         if self._way is None:
             chunk = self._opening = self._opening + chunk
             if len(chunk) < min(len(BYTE_ORDER_MARK), self._size):
@@ -140,7 +159,8 @@ class Outgoing:
         """Makes a file of what was sent, or finds the one that an earlier attempt has made.
 
         Raises:
-            OutOfTime, NotYet: before anything was committed.
+            OutOfTime, Denied: as :meth:`in_time`, before anything was committed.
+            NotYet: the service's limit is used up for now; nothing was committed.
             UnknownOutcome: the service may have made the file; the next attempt looks for it.
             Rejected, Denied, Throttled, Unauthorised, Transient: as the service answered; there is no file.
         """
@@ -155,7 +175,7 @@ class Outgoing:
         for surplus in whole[1:]:
             self._provider.delete_file(surplus.id)
         if whole:
-            return _Arrived(whole[0])
+            return _Arrived(whole[0], self._provider)
         committed_at = self._notes.values.get("committed_at")
         if committed_at is not None and now() < committed_at + LAST_LOOK_SECONDS:
             raise UnknownOutcome("whether the dataset has arrived is not known yet")
@@ -164,15 +184,32 @@ class Outgoing:
             return _InParts(self._name, size, self._provider, self._notes, self._turn, self._look_at_the_clock)
         return _OneCall(self._name, size, self._provider, self._notes, self._turn, self._look_at_the_clock)
 
+    def _drop_what_is_noted(self) -> None:
+        """Drops what earlier attempts left, where this one did not come to look for it."""
+        with suppress(TunedropError):
+            if upload := self._notes.values.get("upload"):
+                self._provider.cancel_upload(upload["id"])
+            if "committed_at" in self._notes.values:
+                for file in self._provider.files_named(self._name):
+                    self._provider.delete_file(file.id)
+
     def _look_at_the_clock(self) -> None:
-        if self._seconds_left() < RESERVE_SECONDS:
+        if self._seconds_left() >= RESERVE_SECONDS:
+            return
+        times = self._notes.values.get("out_of_time", 0) + 1
+        self._notes.write(out_of_time=times)
+        if times < ATTEMPTS_WITHOUT_TIME:
             raise OutOfTime
+        raise Denied(
+            "too_slow",
+            f"the upload function's time was over {times} times before the dataset was checked and sent, the last time "
+            f"after {self._seen:,} bytes: give UploadFunction more memory in template.yaml, which makes it faster, or "
+            "drop the dataset in pieces",
+        )
 
 
 class _Way(Protocol):
-    """How the bytes travel. ``progressed``: has the next attempt less to do because of this one."""
-
-    progressed: bool
+    """How the bytes travel."""
 
     def send(self, chunk: bytes) -> None: ...
 
@@ -181,13 +218,25 @@ class _Way(Protocol):
     def end(self, *, drop: bool) -> None: ...
 
 
+class _Nowhere:
+    """Nothing is sent any more."""
+
+    def send(self, chunk: bytes) -> None:
+        pass
+
+    def commit(self) -> ProviderFile:
+        raise AssertionError("what was given up is not committed")
+
+    def end(self, *, drop: bool) -> None:
+        pass
+
+
 class _Arrived:
     """An earlier attempt has committed it; only the check is made again."""
 
-    progressed = False
-
-    def __init__(self, file: ProviderFile) -> None:
+    def __init__(self, file: ProviderFile, provider: Provider) -> None:
         self._file = file
+        self._provider = provider
 
     def send(self, chunk: bytes) -> None:
         pass
@@ -196,13 +245,13 @@ class _Arrived:
         return self._file
 
     def end(self, *, drop: bool) -> None:
-        pass
+        if drop:
+            with suppress(TunedropError):
+                self._provider.delete_file(self._file.id)
 
 
 class _OneCall:
     """One multipart request. It is as long as it says it is: without its last bytes the service makes no file of it."""
-
-    progressed = False
 
     def __init__(
         self,
@@ -303,7 +352,6 @@ class _InParts:
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(SENDERS, "send")
         self._under_way: deque[Future[None]] = deque()
-        self.progressed = False
 
     def send(self, chunk: bytes) -> None:
         self._md5.update(chunk)
@@ -374,7 +422,6 @@ class _InParts:
             except (Rejected, Denied) as error:
                 raise self._unless_gone(error, upload) from error
         self._notes.arrived(upload, number, part_id)
-        self.progressed = True
 
     def _complete(self, upload: _Upload, ids: list[str]) -> ProviderFile:
         unknown: UnknownOutcome | None = None

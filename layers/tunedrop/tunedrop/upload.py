@@ -48,7 +48,7 @@ def upload_dataset(
 
     The dataset is read once: what is checked goes on to the service, where it becomes a file only if it is valid,
     within the budget and no duplicate. What an earlier attempt has sent is found. ``seconds_left`` is the time that the
-    function has; before it is over, the step asks to be taken again.
+    function has; before it is over, the step asks to be taken again, a few times.
 
     Raises:
         Rejected: the dataset or its specification is invalid; the report says all, the message the first error.
@@ -62,9 +62,7 @@ def upload_dataset(
     ledger.update(run.run_id, state="uploading")
     try:
         return _check_and_send(run, settings, bucket, providers, ledger, seconds_left)
-    except OutOfTime as error:
-        if not error.progressed:
-            raise Transient("the function's time was over before the dataset was checked and sent") from error
+    except OutOfTime:
         return Wait(1, "uploading")
 
 
@@ -87,8 +85,8 @@ def _check_and_send(
 
     with outgoing(training, DATASET) as sending:
         at_once = _may_leave_unchecked(specification_text, wanted)
-        chunks = sending.through(training.chunks) if at_once else training.chunks
-        found = _preflight(run, bucket, provider, chunks, specification_text, wanted)
+        chunks = (sending.through if at_once else sending.in_time)(training.chunks)
+        found = _preflight(run, bucket, provider, sending, chunks, specification_text, wanted)
         report, specification = found.report, found.specification
         text = with_wish(report.to_json(), specification.smoke_test)
         bucket.write(results_key(run.run_id, "report.json"), text.encode(), "application/json")
@@ -130,8 +128,8 @@ def _check_and_send(
 
 
 def _send(stored: StoredObject, sending: Outgoing) -> None:
-    for chunk in stored.chunks:
-        sending.send(chunk)
+    for _ in sending.through(stored.chunks):
+        pass
 
 
 def _may_leave_unchecked(specification: bytes | None, wanted: Wanted) -> bool:
@@ -206,6 +204,7 @@ def _preflight(
     run: Run,
     bucket: Bucket,
     provider: Provider,
+    sending: Outgoing,
     training: Iterable[bytes],
     specification: bytes | None,
     wanted: Wanted,
@@ -213,7 +212,8 @@ def _preflight(
     validation = _open(bucket, _beside(run.key, VALIDATION))
     if validation:
         _refuse_too_large(validation, provider)
-    found = preflight(training, _steady(validation) if validation else None, specification, wanted)
+    second = sending.in_time(_steady(validation)) if validation else None
+    found = preflight(training, second, specification, wanted, on_error=sending.stop)
     etag = validation.etag if validation else None
     return _Found(found.specification, found.model, found.report, found.check, found.validation_sha256, etag)
 

@@ -83,6 +83,11 @@ class DatasetCheck:
         self._offset = 0  # of the next line in the file
         self._report: Report | None = None
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether an error has been found so far."""
+        return self._findings.error_count > 0
+
     def feed(self, chunk: bytes) -> None:
         """Look at the next bytes of the file; chunks may be of any size and end anywhere."""
         if self._sha256:

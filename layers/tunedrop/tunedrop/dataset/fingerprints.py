@@ -1,6 +1,6 @@
 """Recognises the same example again, in bounded memory however many lines there are.
 
-One number of 64 bits is kept per line, in memory for the first million lines; from then on the numbers go to 128
+One number of 64 bits is kept per line, in memory for the first 200,000 lines; from then on the numbers go to 128
 temporary files by their last bits, so that equal ones meet in one file and only one file at a time is looked at: at 50
 million lines 800 MB of disk and about 60 MB of memory. Two different examples share a number with a probability of
 1 in 15,000 at 50 million lines.
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 _PARTITIONS = 128
-_IN_MEMORY = 1_000_000
+_IN_MEMORY = 200_000
 
 #: The fingerprint of a line that holds no example.
 NONE = 0
