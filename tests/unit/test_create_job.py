@@ -336,9 +336,7 @@ def test_an_attempt_that_another_one_overtakes_pays_nothing_twice(run, provider,
         ledger.intend(run.run_id, "create_job")
         clock.advance(lost_before)
     calls = itertools.count()
-    slow = [
-        Preempted(whole, calls, number, lambda: step(run, provider, ledger)) for whole in (provider, ledger)
-    ]
+    slow = [Preempted(whole, calls, number, lambda: step(run, provider, ledger)) for whole in (provider, ledger)]
     with suppress(NotYet, UnknownOutcome):
         step(run, *slow)
     assert len(provider.requests) <= 1

@@ -357,7 +357,8 @@ def wait(ledger):
                 ExpressionAttributeValues={":token": {"S": token}},
             )
         except ClientError as error:
-            assert error.response["Error"]["Code"] == "ConditionalCheckFailedException"
+            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+                raise
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""What survives when a function dies: stores, state machine, topic, queue, fine-tuning service, and whoever posts to us.
+"""What survives when a function dies: stores, state machine, topic, queue, fine-tuning service, whoever posts to us.
 
 Everything happens on the timers of one thread. Functions are invoked through ``invoke``, and reach what is here through
 :meth:`Cloud.call`, which is what lies behind an SDK's client.

@@ -1,4 +1,4 @@
-"""Many invocations at the same time, in one thread's time: each runs until its next edge, and then somebody else may go.
+"""Many invocations at the same time, in one thread's time: each runs to its next edge, and then somebody else may go.
 
 An invocation is a thread that only ever runs while it is let; so a schedule drawn from a seed is the same each time.
 """

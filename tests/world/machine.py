@@ -19,7 +19,7 @@ import yaml
 from tests.world.timers import Timers
 
 DEFINITION = Path(__file__).resolve().parents[2] / "statemachine" / "finetune.asl.yaml"
-WAITS_FOR_TOKEN = ".waitForTaskToken"  # noqa: S105 - part of a resource's name
+WAITS_FOR_TOKEN = ".waitForTaskToken"
 
 _KNOWN = {
     "Task": {

@@ -1,4 +1,4 @@
-"""Workers as real processes, which real signals kill. The cloud lives on in the parent, which forks them ready to work."""
+"""Workers as real processes, which real signals kill. The cloud lives on in the parent, which forks them."""
 
 import copyreg
 import gc
@@ -8,6 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -17,7 +18,7 @@ from tunedrop.errors import Throttled
 from tunedrop.preflight import make_ready
 
 from tests.world.cloud import Cloud
-from tests.world.edges import Cross, Crossing
+from tests.world.edges import Cross
 from tests.world.machine import Reply, TaskFailed
 from tests.world.worker import ENVIRONMENT, installed
 
@@ -39,9 +40,9 @@ class _Process:
 class Pool:
     """So many worker processes for a cloud, and the loop that lets time pass.
 
-    Time runs ``scale`` times as fast as on the wall; with an infinite scale it jumps to what is due next. It stands still
-    while an invocation would otherwise seem to take longer than ``patience`` seconds, since the functions' time-outs and
-    the product's promises are about seconds that this machine may not have.
+    Time runs ``scale`` times as fast as on the wall; with an infinite scale it jumps to what is due next. It stands
+    still while an invocation would otherwise seem to take longer than ``patience`` seconds: the functions' time-outs
+    and the product's promises are about seconds that this machine may not have.
     """
 
     cloud: Cloud
@@ -122,10 +123,8 @@ class Pool:
                 self._send(process, (self.cloud.clock.at, function, event))
 
     def _send(self, process: _Process, message: Any) -> None:
-        try:
+        with suppress(OSError):  # it was killed: its pipe tells
             process.pipe.send(message)
-        except OSError:
-            pass  # it was killed: its pipe tells
 
     def _answer(self, process: _Process) -> None:
         try:

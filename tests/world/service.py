@@ -39,8 +39,8 @@ class Limit:
 class Service(MemoryProvider):
     """The double that passes the contract of the real adapter, with keys, limits and a will of its own.
 
-    ``ended`` is told of the end of every job. ``odd`` is the share of creations that go in an odd way: listings show what
-    was created only later, or a job comes into being after its caller has given up; both within what the product
+    ``ended`` is told of the end of every job. ``odd`` is the share of creations that go in an odd way: listings show
+    what was created only later, or a job comes into being after its caller has given up; both within what the product
     allows for.
     """
 

@@ -264,8 +264,7 @@ def _with(item: Item, path: Path, value: Value | None) -> Item:
     name, *rest = path
     if rest:
         value = _inside(item[str(name)], tuple(rest), value)
-    item = {**item, str(name): value} if value is not None else {k: v for k, v in item.items() if k != name}
-    return item
+    return {**item, str(name): value} if value is not None else {k: v for k, v in item.items() if k != name}
 
 
 def _inside(outer: Value, path: Path, value: Value | None) -> Value:

@@ -9,10 +9,11 @@ import itertools
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from unittest.mock import patch
 
 import pytest
+from msgspec.structs import replace
 from tunedrop.bucket import Bucket
 from tunedrop.ledger import Ledger
 from tunedrop.provider import Provider

@@ -5,7 +5,6 @@ import os
 import random
 from collections import defaultdict
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
 
@@ -13,16 +12,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from msgspec.structs import replace
 from tunedrop.errors import Transient
 from tunedrop.executions import StepFunctionsExecutions
 from tunedrop.ledger import DynamoLedger
 from tunedrop.limits import Limit
 from tunedrop.providers import PROFILES
 
+from tests.world import service, world
 from tests.world.cloud import FORGER_SECRET, Cloud
 from tests.world.edges import Faults
 from tests.world.interleaving import Interleaved
-from tests.world import service, world
 from tests.world.service import CREATIONS, ENDED, UPLOADS, Service
 from tests.world.worker import installed
 

@@ -1,9 +1,10 @@
-"""The interpreter that the soak and the crash tests run on, held to moto's: the same file, the same way, the same end."""
+"""The interpreter that the soak and the crash tests run on, held to moto's: the same way, the same end."""
 
 import json
 import random
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import boto3
@@ -163,10 +164,8 @@ class Moto:
             assert time.monotonic() < until
             token = self.item().get("wake_token")
             if path.woken and token:
-                try:
+                with suppress(ClientError):  # it was woken the last time round
                     machines.send_task_success(taskToken=token["S"], output="{}")
-                except ClientError:
-                    pass  # it was woken the last time round
             time.sleep(0.02)
         history = machines.get_execution_history(executionArn=arn, maxResults=1000)["events"]
         entered = [event["stateEnteredEventDetails"]["name"] for event in history if event["type"].endswith("Entered")]
