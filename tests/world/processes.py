@@ -20,7 +20,7 @@ from tunedrop.preflight import make_ready
 from tests.world.cloud import Cloud
 from tests.world.edges import Cross
 from tests.world.machine import Reply, TaskFailed
-from tests.world.worker import ENVIRONMENT, installed
+from tests.world.worker import ENVIRONMENT, installed, load
 
 copyreg.pickle(Throttled, lambda error: (Throttled, (str(error), error.wait_seconds)))
 
@@ -59,6 +59,7 @@ class Pool:
     _ticked: float = field(default_factory=time.monotonic)
 
     def __enter__(self) -> "Pool":
+        load()
         make_ready(ENVIRONMENT["DEFAULT_MODEL"])
         gc.freeze()  # what is there now is shared with the workers
         self.cloud.invoke = self._invoke

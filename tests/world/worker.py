@@ -101,13 +101,19 @@ class _Provider:
         return getattr(self._client, operation)(*arguments, **named)
 
 
+def load() -> dict[str, Any]:
+    """The handlers' modules, by the functions' folders."""
+    with patch.dict(os.environ, ENVIRONMENT):
+        return {name: import_module(f"functions.{name}.handler") for name in FUNCTIONS}
+
+
 class Worker:
     """Handles events. ``function`` is the name of the one that it is at."""
 
     function = ""
 
     def __init__(self) -> None:
-        self._handlers = {name: import_module(f"functions.{name}.handler") for name in FUNCTIONS}
+        self._handlers = load()
         self._log = io.StringIO()
         for handler in logging.getLogger("tunedrop").handlers:
             handler.setStream(self._log)  # type: ignore[attr-defined]
