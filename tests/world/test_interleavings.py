@@ -140,8 +140,10 @@ class Pipeline(RuleBasedStateMachine):
 
 
 def assert_well(cloud, ends):
-    assert not cloud.problems()
-    assert {state for states in cloud.told.values() for state in states} <= ends
+    problems = cloud.problems()
+    assert not problems, problems
+    told = {state for states in cloud.told.values() for state in states}
+    assert told <= ends, told - ends
     assert not [limit for limit in cloud.service.limits.values() if limit.refused], "a limit was exceeded"
     by_content = defaultdict(list)
     for at, job_id in cloud.service.creations:

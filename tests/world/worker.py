@@ -163,7 +163,9 @@ def installed(
             )
         )
         stack.enter_context(patch("tunedrop.provider.connect", lambda environment: Services(profile, call, cross)))
-        stack.enter_context(patch("functions.notify.handler.HttpSender", lambda: Client("receiver", call, cross)))
+        stack.enter_context(
+            patch("functions.notify.handler.HttpSender", lambda *_, **__: Client("receiver", call, cross))
+        )
         unhurried = SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic, time=time.time)
         for name, module in list(sys.modules.items()):
             if name.startswith("tunedrop.") and getattr(module, "time", None) is time:
