@@ -116,19 +116,22 @@ def _result(cloud: Cloud, objects: int, pool: Pool, seconds: float, cpu: float) 
     states = Counter(told[0] for told in cloud.told.values())
     at = sorted(when for when, _ in cloud.service.creations)
     span = at[-1] - at[0] if at else 0.0
-    limit = PROFILE.creations_per_hour or 0
+    limit, limits = PROFILE.creations_per_hour or 0, cloud.service.limits
     return Result(
         objects=objects,
         notifications=objects * NOTIFICATIONS_EACH,
         final_states=dict(states),
         lost=objects - len(cloud.told),
         paid_twice=sum(times > 1 for times in cloud.service.paid().values()),
-        breaches=sum(limit.refused for limit in cloud.service.limits.values()),
+        breaches=sum(limit.refused for limit in limits.values()),
         most_creations_an_hour=_most_within(at, HOUR),
         share_of_allowed_rate=round(len(at) / (limit * (span / HOUR + 1)), 4),
         leaks=sum(cloud.leaks.values()),
         told_under_one_id=sum(len(ids) == 1 for ids in cloud.received.values()),
-        problems=cloud.problems()[:20],
+        problems=[
+            *(f"{what}: {limit.refused} beyond the limit" for what, limit in limits.items() if limit.refused),
+            *cloud.problems()[:20],
+        ],
         kills=pool.deaths,
         calls=cloud.calls,
         most_states_of_a_run=max((len(e.states) for e in cloud.machine.executions.values()), default=0),
