@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := $(firstword $(foreach p,python3.13 python3 python3.14 python3.12,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && command -v $(p))))
 BIN := .venv/bin
 
-.PHONY: help demo demo-adapter up test lint bench fuzz lock clean
+.PHONY: help demo demo-adapter up test lint bench fuzz soak lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -39,6 +39,10 @@ bench: .venv  ## measure the stack, the way of 200 MB and 2 GB, a large adapter,
 
 fuzz: .venv  ## feed the dataset check damaged files for a minute
 	$(BIN)/python tests/fuzz/dataset.py
+
+soak: .venv  ## twenty minutes of faults, deaths and full queues: ten thousand objects, then all that a test draws by chance
+	$(BIN)/python -m tests.world.soak
+	SEEDS=20 PAIRS=400 $(BIN)/pytest tests/world/test_interleavings.py tests/world/test_crash_points.py --timeout 3600
 
 # The environment: development's packages, the command `tunedrop`, and the functions' layer as Lambda would see it.
 .venv: .venv/made

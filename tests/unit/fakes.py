@@ -130,10 +130,10 @@ class MemoryLedger:
             self._claims[content] = run_id
         return self._claims.setdefault(content, run_id)
 
-    def intend(self, run_id, effect):
+    def intend(self, run_id, effect, lost=None):
         known = self._intents.get((run_id, effect))
-        if known is None:
-            self._intents[run_id, effect] = clock.now()
+        if known in (None, lost):
+            self._intents[run_id, effect], known = clock.now(), None
         return known
 
     def abandon(self, run_id, effect):

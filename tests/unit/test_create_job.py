@@ -1,3 +1,4 @@
+import itertools
 from contextlib import suppress
 
 import pytest
@@ -302,3 +303,40 @@ def test_a_run_whose_dataset_is_deleted_does_not_wait_for_a_place(run, provider,
     ledger.withdraw(run.bucket, run.key, clock.at + 1)
     with pytest.raises(Cancelled):
         step(run, provider, ledger)
+
+
+# Two attempts at the same time: whoever asked for the first has given up on it, and it goes on
+
+
+class Preempted:
+    """Hands every call on to ``whole``; before the one of that number, counted over all that share ``calls``, another
+    attempt takes its whole way."""
+
+    def __init__(self, whole, calls, number, other):
+        self._whole, self._calls, self._number, self._other = whole, calls, number, other
+
+    def __getattr__(self, name):
+        found = getattr(self._whole, name)
+        if not callable(found):
+            return found
+
+        def call(*arguments, **named):
+            if next(self._calls) == self._number:
+                with suppress(NotYet, UnknownOutcome, Throttled):
+                    self._other()
+            return found(*arguments, **named)
+
+        return call
+
+
+@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("lost_before", [0, LAST_LOOK_SECONDS - 1, LAST_LOOK_SECONDS])
+def test_an_attempt_that_another_one_overtakes_pays_nothing_twice(run, provider, ledger, clock, number, lost_before):
+    if lost_before:
+        ledger.intend(run.run_id, "create_job")
+        clock.advance(lost_before)
+    calls = itertools.count()
+    slow = [Preempted(whole, calls, number, lambda: step(run, provider, ledger)) for whole in (provider, ledger)]
+    with suppress(NotYet, UnknownOutcome):
+        step(run, *slow)
+    assert len(provider.requests) <= 1

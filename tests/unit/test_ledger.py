@@ -23,6 +23,7 @@ from tunedrop.runs import FINAL, Failure, Run, RunRequest
 from local import npm
 from local.deploy import ROOT
 from tests.unit.fakes import Broken, MemoryLedger
+from tests.world.table import Table
 
 THREADS = 24
 A, B, C = "a" * 32, "b" * 32, "c" * 32
@@ -85,10 +86,12 @@ def atomic(clock, dynalite_client):
     return DynamoLedger(dynalite_client, name)
 
 
-@pytest.fixture(params=["memory", "moto", "dynalite"])
+@pytest.fixture(params=["memory", "table", "moto", "dynalite"])
 def ledger(request, clock):
     if request.param == "memory":
         return MemoryLedger()
+    if request.param == "table":
+        return DynamoLedger(Table(), "ledger")
     if request.param == "dynalite":
         return request.getfixturevalue("atomic")
     return DynamoLedger(request.getfixturevalue("table"), "ledger")
@@ -243,6 +246,14 @@ def test_an_intent_is_noted_once_and_keeps_its_time(ledger, run, clock):
     assert ledger.intend(A, "create_job") == at
 
 
+def test_an_intent_that_came_to_nothing_is_noted_anew_by_one_alone(ledger, run, clock):
+    lost = clock.at
+    ledger.intend(A, "create_job")
+    clock.advance(900)
+    assert ledger.intend(A, "create_job", lost) is None
+    assert ledger.intend(A, "create_job", lost) == lost + 900
+
+
 def test_an_intent_taken_back_may_be_noted_again(ledger, run):
     ledger.intend(A, "create_job")
     ledger.abandon(A, "create_job")
@@ -345,7 +356,9 @@ def wait(ledger):
                 UpdateExpression=asked["UpdateExpression"],
                 ExpressionAttributeValues={":token": {"S": token}},
             )
-        except table.exceptions.ConditionalCheckFailedException:
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ConditionalCheckFailedException":
+                raise
             return False
         return True
 

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, replace
 
 import pytest
+from botocore.exceptions import ReadTimeoutError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tunedrop import clock as business
@@ -17,6 +18,7 @@ from tunedrop.providers import PROFILES, read_profiles
 from tunedrop.runs import Run, RunRequest
 
 from tests.unit.fakes import Broken, FakeTime, MemoryLedger
+from tests.world.table import Table
 
 HOUR_SECONDS = 3600
 LONGEST_CALL = 150
@@ -129,6 +131,27 @@ def test_a_call_that_fails_is_over(ledger, clock, error):
 def test_a_call_that_was_made_counts_even_if_the_ledger_cannot_note_its_end(ledger, caplog):
     enter(Broken(ledger, "settle", Transient("500")), "0")
     assert "could not be brought up to date" in caplog.text
+
+
+def test_an_admission_whose_answer_is_lost_keeps_no_cell_shut(ledger, clock):
+    with pytest.raises(Transient):
+        enter(Broken(ledger, "admit", Transient("500"), after=True), "0")
+    clock.advance(ONE.spacing / 1000)
+    enter(ledger, "1")
+
+
+def test_a_slot_that_could_not_be_noted_is_dealt_out_again(clock):
+    table = Table()
+    ledger = DynamoLedger(table, "ledger")
+    for run_id in ("0", "1", "2"):
+        begin(ledger, run_id)
+    first = ledger.reserve("0", "job", ONE)
+    silent = Broken(
+        table, "update_item", ReadTimeoutError(endpoint_url="https://x"), skip=2
+    )  # a ticket, a slot, a note
+    with pytest.raises(Transient):
+        DynamoLedger(silent, "ledger").reserve("1", "job", ONE)
+    assert ledger.reserve("2", "job", ONE).at == first.at + ONE.spacing
 
 
 def test_nothing_is_called_while_the_ledger_is_away(ledger):

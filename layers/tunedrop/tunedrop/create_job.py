@@ -58,12 +58,12 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
         return Wait(_place_pause(now() - seconds(run.updated_at)), run.state)
 
     since = ledger.intend(run.run_id, CREATE_JOB)
-    if since is not None:
+    while since is not None:
         pause = next_look_seconds(since, LAST_LOOK_SECONDS)
         if pause is not None:
             return Wait(pause, run.state)
-        ledger.abandon(run.run_id, CREATE_JOB)
-        ledger.intend(run.run_id, CREATE_JOB)
+        # Another attempt may have come this far, too: one of them goes on, the other sees its intent.
+        since = ledger.intend(run.run_id, CREATE_JOB, lost=since)
     if ledger.withdrawn(run.run_id):
         ledger.abandon(run.run_id, CREATE_JOB)
         raise dataset_deleted()

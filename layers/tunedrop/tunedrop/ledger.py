@@ -61,9 +61,9 @@ class Ledger(Protocol):
         That is so after ``intend(run_id, CREATE_JOB)`` without a ``job_id``, until the intent is abandoned.
         """
 
-    def intend(self, run_id: str, effect: str) -> float | None:
+    def intend(self, run_id: str, effect: str, lost: float | None = None) -> float | None:
         """Notes that ``effect`` is about to be brought about. None when it was not noted before; else the epoch second
-        at which it was, and nothing changes."""
+        at which it was, and nothing changes. What was noted at ``lost`` counts as not noted: it has come to nothing."""
 
     def abandon(self, run_id: str, effect: str) -> None:
         """Takes back an intent: the effect is known not to have come about."""
@@ -199,14 +199,17 @@ class DynamoLedger:
             return run_id
         return str(self._get(f"content#{content}").get("run_id", run_id))
 
-    def intend(self, run_id: str, effect: str) -> float | None:
+    def intend(self, run_id: str, effect: str, lost: float | None = None) -> float | None:
         """See :meth:`Ledger.intend`."""
         name = _intent(effect)
+        condition, values = "attribute_not_exists(#name)", {":at": now()}
+        if lost is not None:
+            condition, values = f"{condition} OR #name = :lost", {**values, ":lost": lost}
         try:
-            self._update(run_id, "SET #name = :at", "attribute_not_exists(#name)", {"#name": name}, {":at": now()})
+            self._update(run_id, "SET #name = :at", condition, {"#name": name}, values)
         except _Unchanged as unchanged:
             at = unchanged.item.get(name)
-            return float(at) if at is not None else self.intend(run_id, effect)  # taken back a moment ago
+            return float(at) if at is not None else self.intend(run_id, effect, lost)  # taken back a moment ago
         return None
 
     def abandon(self, run_id: str, effect: str) -> None:
@@ -250,6 +253,11 @@ class DynamoLedger:
         except _Unchanged:  # the same step runs twice, and one slot is enough
             self._return(slot)
             return self.reserve(run_id, use, limit)
+        except Transient:
+            # It may be noted all the same. Two runs at one slot are kept apart by its cell; a lost one serves nobody.
+            with suppress(Transient):
+                self._return(slot)
+            raise
         return slot
 
     def _deal(self, limit: Limit) -> Slot:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from tunedrop.clock import now
-from tunedrop.errors import NotYet, Throttled, TunedropError
+from tunedrop.errors import NotYet, Throttled, Transient, TunedropError
 
 if TYPE_CHECKING:
     from tunedrop.ledger import Ledger
@@ -159,7 +159,13 @@ def in_turn(run_id: str, use: str, limit: Limit, longest_call_seconds: float, le
         slot = ledger.reserve(run_id, use, limit)
         _refuse_until(slot.at)
         over = milliseconds(now() + longest_call_seconds)
-        _refuse_until(ledger.admit(run_id, use, slot, limit, over))
+        try:
+            turn = ledger.admit(run_id, use, slot, limit, over)
+        except Transient:
+            # It may have been admitted all the same, and makes no call: the cell is open to the next one, or to itself.
+            _unless_it_fails(lambda: ledger.settle(slot, limit, over, milliseconds(now()) - limit.period))
+            raise
+        _refuse_until(turn)
     try:
         yield
     except Throttled as error:

@@ -18,7 +18,8 @@ FIRST_LOOK_SECONDS = 5
 LONGEST_LOOK_SECONDS = 120
 LONGEST_PATIENT_SECONDS = 900
 LONGEST_SLEEP_SECONDS = 3600
-"""A run whose turn comes later than that is asked meanwhile whether it is still wanted."""
+"""A run whose turn comes later than that is asked half-way whether it is still wanted: in a queue of weeks thousands of
+runs that ask every hour would leave no room for those whose turn it is."""
 
 _logger = logging.getLogger("tunedrop")
 
@@ -62,7 +63,8 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
     except Final as error:
         return answer | {"state": error.state, "error": {"code": error.code, "message": error.message}}
     except NotYet as error:
-        outcome = Wait(min(error.wait_seconds, LONGEST_SLEEP_SECONDS), run.state)
+        half_way = max(error.wait_seconds / 2, LONGEST_SLEEP_SECONDS)
+        outcome = Wait(min(error.wait_seconds, half_way), run.state)
     except Throttled as error:
         outcome = Wait(_patient(error.wait_seconds, run), run.state)
     except Unauthorised as error:
