@@ -226,17 +226,22 @@ class World:
         headers = {"authorization": f"Bearer {PROVIDER_KEY}"}
         return list(urllib3.request("GET", f"{self.provider}/files", headers=headers).json()["data"])
 
+    def forget(self, prefix: str) -> None:
+        """Deletes the ledger's items whose ids begin with `prefix`."""
+        table, dynamodb = self.outputs["LedgerTable"], self.client("dynamodb")
+        for item in dynamodb.scan(TableName=table)["Items"]:
+            if item["id"]["S"].startswith(prefix):
+                dynamodb.delete_item(TableName=table, Key={"id": item["id"]})
+
     def clean(self) -> None:
         """Forgets what a test has left; executions stay, as their names do at AWS."""
         self.ahead = 0.0
         self.handlers.clear()
         secret_store._client.cache_clear()
-        s3, dynamodb = self.client("s3"), self.client("dynamodb")
+        s3 = self.client("s3")
         for key in self.stored_keys():
             s3.delete_object(Bucket=self.bucket, Key=key)
-        table = self.outputs["LedgerTable"]
-        for item in dynamodb.scan(TableName=table)["Items"]:
-            dynamodb.delete_item(TableName=table, Key={"id": item["id"]})
+        self.forget("")
         self.order("DELETE", "/faults")
         headers = {"authorization": f"Bearer {PROVIDER_KEY}"}
         for file in self.files():
