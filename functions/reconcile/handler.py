@@ -18,11 +18,13 @@ logger = Logger()
 @made_at_init
 def parts() -> dict[str, Any]:
     settings = load(ReconcileSettings, os.environ)
+    stepfunctions, publishes = boto3.client("stepfunctions"), bool(settings.workers_ai_account_id)
     return {
-        "notifications": Notifications(settings.bucket_name, settings.key_prefix, settings.key_suffix),
+        "notifications": Notifications(settings.bucket_name, settings.key_prefix, settings.key_suffix, publishes),
         "bucket": bucket.connect(os.environ),
         "ledger": sweep_ledger.connect(os.environ),
-        "executions": StepFunctionsExecutions(boto3.client("stepfunctions"), settings.state_machine_arn),
+        "executions": StepFunctionsExecutions(stepfunctions, settings.state_machine_arn),
+        "adapters": StepFunctionsExecutions(stepfunctions, settings.adapter_state_machine_arn),
         "providers": provider.connect(os.environ),
         "topic": SnsTopic(boto3.client("sns"), settings.final_states_topic_arn),
     }
