@@ -135,8 +135,8 @@ def leave_token(world: World) -> None:
 
 
 def disagreeing(world: World, event: Any) -> None:
-    """A dataset and an adapter without a run, a run of each whose execution somebody ended, and a run that failed though
-    its job succeeded."""
+    """A dataset and an adapter without a run, a run of each whose execution somebody ended, and a run that has failed
+    though its job succeeded."""
     world.ahead = -10
     world.handle("reconcile.first")  # what is in the bucket by then is none of the sweeper's business
     world.ahead = 0

@@ -284,6 +284,17 @@ def test_an_adapter_that_was_there_before_the_first_sweep_is_never_published(clo
         clock.advance(HOUR)
 
 
+def test_adapters_of_the_last_day_are_published_once_there_is_an_account_for_them(world, clock):
+    drop(world, ADAPTER.replace("desk", "old"))
+    clock.advance(DAY + HOUR)
+    run_id = drop(world, ADAPTER)
+    clock.advance(HOUR)
+    assert world.counts() == {}
+    world.notifications = Notifications("datasets", adapters=True)
+    assert world.counts() == {"lost_event": 1}
+    assert world.adapters.running() == {run_id}
+
+
 @pytest.mark.parametrize("prefix", ["", "aa/", "shop/"])
 def test_every_page_of_datasets_and_adapters_is_looked_at_over_several_sweeps(world, clock, prefix):
     world.notifications = Notifications("datasets", prefix, adapters=True)

@@ -403,7 +403,7 @@ class _Sweeper:
     def _listed(self, cursor: str | None) -> Page[ListedObject]:
         """The datasets, and then the adapters where they do not lie among them; the cursor is the last key."""
         prefix = self._notifications.prefix
-        if not self._notifications.adapters or ADAPTERS.startswith(prefix):
+        if ADAPTERS.startswith(prefix):
             return self._bucket.listed(prefix, cursor)
         if cursor and cursor.startswith(ADAPTERS):
             return self._bucket.listed(ADAPTERS, cursor)
