@@ -18,9 +18,11 @@ logger = Logger()
 @made_at_init
 def parts() -> dict[str, Any]:
     settings = load(ReconcileSettings, os.environ)
-    stepfunctions, publishes = boto3.client("stepfunctions"), bool(settings.workers_ai_account_id)
+    stepfunctions = boto3.client("stepfunctions")
     return {
-        "notifications": Notifications(settings.bucket_name, settings.key_prefix, settings.key_suffix, publishes),
+        "notifications": Notifications(
+            settings.bucket_name, settings.key_prefix, settings.key_suffix, bool(settings.workers_ai_account_id)
+        ),
         "bucket": bucket.connect(os.environ),
         "ledger": sweep_ledger.connect(os.environ),
         "executions": StepFunctionsExecutions(stepfunctions, settings.state_machine_arn),

@@ -392,12 +392,7 @@ class _Sweeper:
             sweep.pass_began = now()
         # What was there before the first sweep is never started: its runs, if it had any, may not have been noted.
         since = max(sweep.first_at, sweep.passed - LOOK_BACK_SECONDS)
-        ended = self._through(
-            "objects",
-            self._listed,
-            lambda found: self._object(found, since),
-        )
-        if ended:
+        if self._through("objects", self._listed, lambda found: self._object(found, since)):
             sweep.passed = sweep.pass_began
 
     def _listed(self, cursor: str | None) -> Page[ListedObject]:
