@@ -295,10 +295,10 @@ def test_adapters_of_the_last_day_are_published_once_there_is_an_account_for_the
     assert world.adapters.running() == {run_id}
 
 
-@pytest.mark.parametrize("prefix", ["", "aa/", "shop/"])
-def test_every_page_of_datasets_and_adapters_is_looked_at_over_several_sweeps(world, clock, prefix):
+@pytest.mark.parametrize(("prefix", "folder"), [("", ""), ("a", "az/"), ("aa/", "aa/"), ("shop/", "shop/")])
+def test_every_page_of_datasets_and_adapters_is_looked_at_over_several_sweeps(world, clock, prefix, folder):
     world.notifications = Notifications("datasets", prefix, adapters=True)
-    datasets = {drop(world, f"{prefix}{name}.jsonl", name.encode()) for name in "abcdefghijklm"}
+    datasets = {drop(world, f"{folder}{name}.jsonl", name.encode()) for name in "abcdefghijklm"}
     adapters = {drop(world, ADAPTER.replace("desk", name), name.encode()) for name in "abcdefghijklm"}
     clock.advance(HOUR)
     for _ in range(20):
