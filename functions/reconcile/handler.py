@@ -18,11 +18,15 @@ logger = Logger()
 @made_at_init
 def parts() -> dict[str, Any]:
     settings = load(ReconcileSettings, os.environ)
+    stepfunctions = boto3.client("stepfunctions")
     return {
-        "notifications": Notifications(settings.bucket_name, settings.key_prefix, settings.key_suffix),
+        "notifications": Notifications(
+            settings.bucket_name, settings.key_prefix, settings.key_suffix, bool(settings.workers_ai_account_id)
+        ),
         "bucket": bucket.connect(os.environ),
         "ledger": sweep_ledger.connect(os.environ),
-        "executions": StepFunctionsExecutions(boto3.client("stepfunctions"), settings.state_machine_arn),
+        "executions": StepFunctionsExecutions(stepfunctions, settings.state_machine_arn),
+        "adapters": StepFunctionsExecutions(stepfunctions, settings.adapter_state_machine_arn),
         "providers": provider.connect(os.environ),
         "topic": SnsTopic(boto3.client("sns"), settings.final_states_topic_arn),
     }

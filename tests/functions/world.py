@@ -179,9 +179,9 @@ class World:
                 found[execution["name"]] = json.loads(described["input"])
         return found
 
-    def abort(self, run_id: str) -> None:
+    def abort(self, run_id: str, output: str = "StateMachineArn") -> None:
         """Starts a run's execution, as the webhook does, and ends it, as somebody in the console does."""
-        machine, stepfunctions = self.outputs["StateMachineArn"], self.client("stepfunctions")
+        machine, stepfunctions = self.outputs[output], self.client("stepfunctions")
         with suppress(stepfunctions.exceptions.ExecutionAlreadyExists):
             stepfunctions.start_execution(stateMachineArn=machine, name=run_id, input=json.dumps({"run_id": run_id}))
         arn = machine.replace(":stateMachine:", ":execution:")

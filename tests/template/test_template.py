@@ -32,9 +32,10 @@ SETTINGS = {
     for _, kind in inspect.getmembers(settings, lambda value: hasattr(value, "__dataclass_fields__"))
     for field in fields(kind)
 }
-EXECUTIONS = {
-    "Fn::Sub": "arn:${AWS::Partition}:states:${AWS::Region}:${AWS::AccountId}:execution:${FinetuneStateMachine.Name}:*"
-}
+EXECUTIONS = [
+    {"Fn::Sub": f"arn:${{AWS::Partition}}:states:${{AWS::Region}}:${{AWS::AccountId}}:execution:${{{machine}.Name}}:*"}
+    for machine in ("FinetuneStateMachine", "AdapterStateMachine")
+]
 MANAGED = {
     "arn:aws:iam::aws:policy/service-role/AWSLambdaBasicExecutionRole",
     "arn:aws:iam::aws:policy/AWSXrayWriteOnlyAccess",
@@ -184,7 +185,7 @@ def test_no_star_but_for_the_delivery_of_the_machines_log(expanded: Any) -> None
         else:
             stars = [resource for resource in resources if "*" in json.dumps(resource)]
             # A run's executions are named by the run: no permission can tell them one by one.
-            assert stars == [] or (name, stars) == ("ReconcileFunctionRole", [EXECUTIONS]), name
+            assert stars == [] or (name, stars) == ("ReconcileFunctionRole", EXECUTIONS), name
 
 
 def test_managed_policies_are_those_that_sam_adds(expanded: Any) -> None:
@@ -195,7 +196,7 @@ def test_managed_policies_are_those_that_sam_adds(expanded: Any) -> None:
 def test_every_resource_in_a_statement_is_the_templates_own(expanded: Any) -> None:
     for name, statement in statements(expanded):
         for resource in listed(statement.get("Resource", [])):
-            if resource not in ("*", EXECUTIONS):
+            if resource not in ("*", *EXECUTIONS):
                 assert list(references(resource)), f"{name}: {resource}"
 
 

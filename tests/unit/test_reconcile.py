@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from tunedrop.create_job import create_job
 from tunedrop.errors import Denied, Superseded, Throttled, Transient, Unauthorised
+from tunedrop.limits import Limit
 from tunedrop.providers import PROFILES
 from tunedrop.reconcile import DAY, REPORT, SAFETY_SECONDS, Notifications, reconcile
 from tunedrop.runs import FINAL, Failure, Run, RunRequest, swept_run_id
@@ -23,6 +24,7 @@ from tests.unit.fakes import (
 
 A, B = "a" * 32, "b" * 32
 KEY = "shop/orders.jsonl"
+ADAPTER = "adapters/orchard-desk/adapter_model.safetensors"
 HOUR = 3600
 UNDER_WAY = ("validating_files", "queued", "paused", "a_new_word")
 
@@ -34,6 +36,7 @@ class World:
         self.clock = clock
         self.ledger = MemoryLedger()
         self.executions = MemoryExecutions()
+        self.adapters = MemoryExecutions()
         self.provider = MemoryProvider()
         self.bucket = MemoryBucket()
         self.topic = MemoryTopic()
@@ -42,7 +45,8 @@ class World:
         self.left = iter(())
 
     def sweep(self, **parts):
-        given = {name: getattr(self, name) for name in ("ledger", "executions", "providers", "bucket", "topic")}
+        names = ("ledger", "executions", "adapters", "providers", "bucket", "topic")
+        given = {name: getattr(self, name) for name in names}
         left = parts.pop("seconds_left", lambda: 900.0)
         return reconcile(self.notifications, **(given | parts), seconds_left=left)
 
@@ -52,18 +56,22 @@ class World:
     def found(self):
         return json.loads(self.bucket.objects[REPORT])["found"]
 
+    def machine(self, key):
+        """Where the webhook starts the run of an object."""
+        return self.adapters if key == ADAPTER else self.executions
+
     def run(self, run_id=A, key=KEY, **fields):
         """A run that has an execution."""
         request = RunRequest(run_id, "datasets", key, "e1", 10)
         run = self.ledger.begin(Run.of(request))
-        self.executions.start(request)
+        self.machine(key).start(request)
         return self.ledger.update(run_id, **fields) if fields else run
 
     def end(self, run_id=A, state="failed"):
         """Ends a run as the state machine does: its end is published, and its execution over."""
         error = None if state == "succeeded" else Failure("c", "a sentence")
         run = self.ledger.finish(run_id, state, error)
-        self.executions.end(run_id, *(("SUCCEEDED",) if state == "succeeded" else ("FAILED", state)))
+        self.machine(run.key).end(run_id, *(("SUCCEEDED",) if state == "succeeded" else ("FAILED", state)))
         return run
 
     def file(self, run_id=A, ending=".jsonl"):
@@ -224,6 +232,179 @@ def test_every_page_of_the_bucket_is_looked_at(world, clock):
     clock.advance(HOUR)
     assert world.counts() == {"lost_event": 7}
     assert world.executions.running() == started
+
+
+# Adapters
+
+
+PUBLISHING = [
+    Notifications("datasets", adapters=True),
+    Notifications("datasets", "a", adapters=True),
+    Notifications("datasets", "shop/", ".train.jsonl", adapters=True),
+]
+
+
+@pytest.mark.parametrize("notifications", PUBLISHING, ids=["all", "a prefix of theirs", "another prefix"])
+def test_an_adapter_that_no_run_began_on_is_published(world, clock, notifications):
+    world.notifications = notifications
+    run_id = drop(world, ADAPTER)
+    clock.advance(HOUR)
+    assert world.counts() == {"lost_event": 1}
+    assert world.found() == [{"kind": "lost_event", "alarm": False, "run_id": run_id, "key": ADAPTER}]
+    assert (world.adapters.running(), world.executions.running()) == ({run_id}, frozenset())
+    assert world.counts() == {}
+
+
+@pytest.mark.parametrize("prefix", ["", "adapters/"])
+def test_an_adapter_is_not_published_where_the_stack_has_no_account(world, clock, prefix):
+    world.notifications = Notifications("datasets", prefix)
+    drop(world, ADAPTER)
+    clock.advance(HOUR)
+    assert world.counts() == {}
+
+
+@pytest.mark.parametrize(
+    "key", ["adapters/x/adapter_config.json", "adapters/x/y/adapter_model.safetensors", "adapters/x/a.train.jsonl"]
+)
+@pytest.mark.parametrize("notifications", PUBLISHING, ids=["all", "a prefix of theirs", "another prefix"])
+def test_what_else_lies_among_adapters_is_no_lost_event(world, clock, notifications, key):
+    world.notifications = notifications
+    drop(world, key)
+    clock.advance(HOUR)
+    assert world.counts() == {}
+
+
+def test_an_adapter_that_was_there_before_the_first_sweep_is_never_published(clock):
+    world = World(clock)
+    world.notifications = Notifications("datasets", "shop/", adapters=True)
+    drop(world, ADAPTER)
+    clock.advance(HOUR)
+    for _ in range(3):
+        assert world.counts() == {}
+        clock.advance(HOUR)
+
+
+def test_adapters_of_the_last_day_are_published_once_there_is_an_account_for_them(world, clock):
+    drop(world, ADAPTER.replace("desk", "old"))
+    clock.advance(DAY + HOUR)
+    run_id = drop(world, ADAPTER)
+    clock.advance(HOUR)
+    assert world.counts() == {}
+    world.notifications = Notifications("datasets", adapters=True)
+    assert world.counts() == {"lost_event": 1}
+    assert world.adapters.running() == {run_id}
+
+
+@pytest.mark.parametrize(("prefix", "folder"), [("", ""), ("a", "az/"), ("aa/", "aa/"), ("shop/", "shop/")])
+def test_every_page_of_datasets_and_adapters_is_looked_at_over_several_sweeps(world, clock, prefix, folder):
+    world.notifications = Notifications("datasets", prefix, adapters=True)
+    datasets = {drop(world, f"{folder}{name}.jsonl", name.encode()) for name in "abcdefghijklm"}
+    adapters = {drop(world, ADAPTER.replace("desk", name), name.encode()) for name in "abcdefghijklm"}
+    clock.advance(HOUR)
+    for _ in range(20):
+        assert world.counts(seconds_left=counting_down(300, 10)).get("lost_event", 0) < 10
+        clock.advance(HOUR)
+    assert (world.executions.running(), world.adapters.running()) == (datasets, adapters)
+    assert world.counts() == {}
+
+
+@pytest.mark.parametrize("notifications", [Notifications("datasets"), Notifications("datasets", adapters=True)])
+def test_a_run_goes_on_in_the_machine_that_its_key_belongs_to(world, clock, notifications):
+    """That of an adapter even where the stack has lost its account since: it ends there, and says why."""
+    world.notifications = notifications
+    world.run(A, KEY)
+    world.run(B, ADAPTER)
+    world.executions.end(A, "ABORTED")
+    world.adapters.end(B, "ABORTED")
+    clock.advance(HOUR)
+    assert world.counts() == {"stuck_run": 2}
+    assert (world.executions.running(), world.adapters.running()) == ({f"{A}-2"}, {f"{B}-2"})
+    assert len(world.executions.found) == len(world.adapters.found) == 2
+    clock.advance(HOUR)
+    assert world.counts() == {}
+
+
+def test_an_adapters_run_that_was_never_started_is_started_in_its_machine(world, clock):
+    world.ledger.begin(Run.of(RunRequest(A, "datasets", ADAPTER, "e1", 1)))
+    clock.advance(HOUR)
+    assert world.counts() == {"stuck_run": 1}
+    assert (world.executions.running(), world.adapters.running()) == (frozenset(), {A})
+
+
+def test_adapters_executions_that_run_are_not_looked_at_one_by_one(world, clock):
+    world.run(key=ADAPTER)
+    clock.advance(HOUR)
+    assert world.counts(adapters=Broken(world.adapters, "look", Transient("x"))) == {}
+
+
+@pytest.mark.parametrize("state", ["succeeded", "rejected"])
+def test_an_adapters_end_is_settled_once_it_was_published(world, clock, state):
+    world.run(key=ADAPTER)
+    world.end(A, state)
+    world.adapters.end(A, "FAILED", "SNS.SnsException")
+    clock.advance(HOUR)
+    assert world.counts() == {"unpublished_run": 1}
+    assert world.adapters.running() == {f"{A}-2"}
+    world.adapters.end(f"{A}-2", *(("SUCCEEDED",) if state == "succeeded" else ("FAILED", state)))
+    clock.advance(HOUR)
+    assert world.counts() == {}
+    assert world.ledger.unsettled().items == []
+    assert world.executions.found == {}
+
+
+# What a run keeps of a service's limits
+
+ONE_AN_HOUR = Limit.hourly("openai/m/jobs", 1)
+
+
+@pytest.fixture
+def slot(world):
+    """The slot of the run A, which is the second to have one."""
+    for run_id in (B, A):
+        world.run(run_id)
+        slot = world.ledger.reserve(run_id, "job", ONE_AN_HOUR)
+    return slot
+
+
+def next_slot(world):
+    world.run("c" * 32)
+    return world.ledger.reserve("c" * 32, "job", ONE_AN_HOUR)
+
+
+def test_the_slot_of_a_run_whose_end_the_machine_alone_has_recorded_is_given_back(world, clock, slot):
+    world.end(A, "failed")
+    clock.advance(SAFETY_SECONDS)
+    assert world.counts() == {}
+    assert next_slot(world) == slot
+
+
+def test_the_slot_of_a_run_whose_end_is_told_again_is_given_back(world, clock, slot):
+    world.end(A, "failed")
+    world.executions.end(A, "FAILED", "SNS.SnsException")
+    clock.advance(SAFETY_SECONDS)
+    assert world.counts() == {"unpublished_run": 1}
+    assert next_slot(world) == slot
+
+
+def test_the_slot_of_a_run_that_ended_before_executions_are_remembered_is_given_back(world, clock):
+    rare = Limit("openai/m/jobs", 1, 365 * DAY * 1000)
+    for run_id in (B, A):
+        world.run(run_id)
+        slot = world.ledger.reserve(run_id, "job", rare)
+    world.ledger.finish(A, "failed", Failure("c", "m"))
+    world.executions.found.clear()
+    clock.advance(100 * DAY)
+    world.sweep()
+    world.run("c" * 32)
+    assert world.ledger.reserve("c" * 32, "job", rare) == slot
+
+
+def test_a_run_that_is_taken_up_keeps_its_slot(world, clock, slot):
+    world.executions.end(A, "ABORTED")
+    clock.advance(SAFETY_SECONDS)
+    assert world.counts() == {"stuck_run": 1}
+    assert next_slot(world).at > slot.at
+    assert world.ledger.reserve(A, "job", ONE_AN_HOUR) == slot
 
 
 # Stuck and untold runs
@@ -740,6 +921,7 @@ def test_one_service_that_fails_does_not_stop_the_others(world, clock, error):
     [
         ("ledger", "unsettled", "runs"),
         ("executions", "running", "executions"),
+        ("adapters", "running", "executions"),
         ("bucket", "listed", "objects"),
         ("providers", "configured", "providers"),
     ],

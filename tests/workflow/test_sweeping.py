@@ -5,7 +5,9 @@ import time
 
 import pytest
 import requests
+from tunedrop.runs import CONFIG, WEIGHTS, adapter_key
 
+from local.adapter import small_adapter
 from tests.workflow.running import RunningStack, until
 
 
@@ -23,6 +25,7 @@ def swept():
 def stack(swept):
     yield swept
     swept.provider("DELETE", "/faults")
+    swept.workers_ai("DELETE", "/faults")
     assert "failed" not in swept.sweep()
 
 
@@ -67,6 +70,47 @@ def test_a_run_whose_execution_somebody_ended_comes_to_one_end(stack, key, datas
     assert told["message"]["type"] == "run.succeeded"
     assert stack.run(run_id)["state"] == "succeeded"
     assert len(jobs) == len(files) == 1
+    assert stack.sweep() == {}
+
+
+MISTRAL = "mistralai/Mistral-7B-Instruct-v0.2"
+
+
+def finetunes(stack):
+    return [found["name"] for found in stack.workers_ai("GET", "/ledger")["finetunes"]]
+
+
+def test_an_adapter_whose_execution_somebody_ended_is_published_once(stack):
+    wait = {"status": 429, "headers": {"retry-after": "3600"}}
+    stack.workers_ai("POST", "/faults", {"method": "POST", "path": "*/finetune-assets", "fault": wait})
+    for file, body in small_adapter(MISTRAL, seed=1).items():
+        stack.put(adapter_key("stuck", file), body)
+    run_id = stack.started(adapter_key("stuck", WEIGHTS))
+    until(lambda: stack.states(run_id), lambda states: "Wait to publish" in states)
+    stop(stack, run_id)
+
+    assert stack.sweeps("stuck_run") == {"kind": "stuck_run", "alarm": False, "run_id": run_id, "execution": 2}
+    execution = execution_over(stack, f"{run_id}-2")
+    assert execution["status"] == "SUCCEEDED"
+    assert execution["stateMachineArn"] == stack.address["adapter_state_machine"]
+    (told,) = until(lambda: stack.notifications(run_id), bool)
+    assert (told["message"]["type"], stack.run(run_id)["state"]) == ("run.succeeded", "succeeded")
+    assert finetunes(stack).count("stuck") == 1
+    assert stack.sweep() == {}
+
+
+def test_an_adapter_whose_event_was_lost_is_published_once(stack):
+    files, key = small_adapter(MISTRAL, seed=2), adapter_key("lost", WEIGHTS)
+    stack.put_quietly(adapter_key("lost", CONFIG), files[CONFIG])
+    etag = stack.put_quietly(key, files[WEIGHTS])
+    run_id = stack.sweeps("lost_event")["run_id"]
+    ended = stack.ended(run_id)
+    assert (ended.state, ended.run["key"]) == ("succeeded", key)
+
+    late = stack.ended(stack.start(key, etag))
+    assert late.state == "duplicate"
+    assert run_id in late.message
+    assert finetunes(stack).count("lost") == 1
     assert stack.sweep() == {}
 
 

@@ -27,7 +27,7 @@ from tunedrop.ledger import CREATE_JOB, UnknownRun
 from tunedrop.pages import Page
 from tunedrop.poll_status import ENDED
 from tunedrop.provider import Provider, ProviderFile, ProviderJob, Registry
-from tunedrop.runs import Run, RunRequest, results_key, swept_run_id
+from tunedrop.runs import ADAPTERS, Run, RunRequest, adapter_name, results_key, swept_run_id
 from tunedrop.sweep_ledger import Sweep, SweepLedger, Unsettled
 from tunedrop.texts import MODEL_FOUND, message_of, subject_of
 from tunedrop.topic import Topic
@@ -59,7 +59,7 @@ _logger = logging.getLogger("tunedrop")
 
 
 class Executions(Protocol):
-    """The executions of runs; see :class:`~tunedrop.executions.StepFunctionsExecutions`."""
+    """The executions of one state machine; see :class:`~tunedrop.executions.StepFunctionsExecutions`."""
 
     def start(self, request: RunRequest, number: int = 1) -> None:
         """Starts the run's execution of that number, or does nothing where it was started before."""
@@ -73,11 +73,15 @@ class Executions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Notifications:
-    """What the bucket's rule for notifications is limited to: nothing else would ever have had an event."""
+    """What of the bucket starts a run: nothing else has an event that could be lost.
+
+    The keys of datasets begin with ``prefix`` and end in ``suffix``; ``adapters`` says whether any are published.
+    """
 
     bucket: str
     prefix: str = ""
     suffix: str = ""
+    adapters: bool = False
 
 
 @dataclass(slots=True)
@@ -102,11 +106,14 @@ def reconcile(
     bucket: Bucket,
     ledger: SweepLedger,
     executions: Executions,
+    adapters: Executions,
     providers: Registry,
     topic: Topic,
     seconds_left: Callable[[], float],
 ) -> dict[str, Any]:
     """Sweeps once, and answers the counts of what was found; ``{"skipped": True}`` where another sweep is at it.
+
+    Of runs that publish adapters the executions are in ``adapters``, of all others in ``executions``.
 
     Runs come first, since a stuck one holds up everything; then jobs, which cost money; lost events; and at last files.
     Each listing has its share of ``seconds_left`` and, where that is not enough, is gone on with by the next sweep. One
@@ -115,7 +122,7 @@ def reconcile(
     sweep = ledger.begin_sweep(LEASE_SECONDS)
     if sweep is None:
         return {"skipped": True}
-    sweeper = _Sweeper(notifications, bucket, ledger, executions, providers, topic, seconds_left, sweep)
+    sweeper = _Sweeper(notifications, bucket, ledger, executions, adapters, providers, topic, seconds_left, sweep)
     try:
         sweeper.sweep()
         return _tell(sweeper.report, bucket)
@@ -181,6 +188,7 @@ class _Sweeper:
         bucket: Bucket,
         ledger: SweepLedger,
         executions: Executions,
+        adapters: Executions,
         providers: Registry,
         topic: Topic,
         seconds_left: Callable[[], float],
@@ -191,6 +199,7 @@ class _Sweeper:
         self._bucket = bucket
         self._ledger = ledger
         self._executions = executions
+        self._adapters = adapters
         self._providers = providers
         self._topic = topic
         self._seconds_left = seconds_left
@@ -266,7 +275,7 @@ class _Sweeper:
 
     def _runs(self) -> None:
         try:
-            running = self._executions.running()
+            running = self._executions.running() | self._adapters.running()
         except TunedropError as error:
             self._failed("executions", error)
             return
@@ -276,10 +285,10 @@ class _Sweeper:
         run, number = found.run, found.executions
         if execution_name(run.run_id, number) in running or _age(run.updated_at) < SAFETY_SECONDS:
             return
-        execution = self._executions.look(run.run_id, number)
+        execution = self._machine_of(run).look(run.run_id, number)
         if execution is None:
             if run.is_final and _age(run.finished_at) > EXECUTIONS_KEPT_SECONDS:
-                self._ledger.close_run(run.run_id)
+                self._settle(run, found.creating_since)
             else:
                 self._go_on(run, number)
         elif execution.stopped_at is not None and now() - execution.stopped_at >= SAFETY_SECONDS:
@@ -291,11 +300,18 @@ class _Sweeper:
 
     def _go_on(self, run: Run, number: int) -> None:
         """A new execution takes the run up where it stands; of one that has ended it tells the end once more."""
-        self._executions.start(RunRequest.of(run), number)
+        if run.is_final:
+            self._ledger.release(run.run_id)  # the machine may have ended it by itself, without its last step
+        self._machine_of(run).start(RunRequest.of(run), number)
         kind = "unpublished_run" if run.is_final else "stuck_run"
         self.report.add(kind, alarm=number > PATIENT_EXECUTIONS, run_id=run.run_id, execution=number)
 
+    def _machine_of(self, run: Run) -> Executions:
+        """Where the run's executions are, as the webhook decides it."""
+        return self._adapters if adapter_name(run.key) else self._executions
+
     def _settle(self, run: Run, creating_since: float | None) -> None:
+        self._ledger.release(run.run_id)
         if creating_since is not None and run.job_id is None:
             if _age(run.finished_at) < DAY:
                 return
@@ -376,18 +392,25 @@ class _Sweeper:
             sweep.pass_began = now()
         # What was there before the first sweep is never started: its runs, if it had any, may not have been noted.
         since = max(sweep.first_at, sweep.passed - LOOK_BACK_SECONDS)
-        ended = self._through(
-            "objects",
-            lambda cursor: self._bucket.listed(self._notifications.prefix, cursor),
-            lambda found: self._object(found, since),
-        )
-        if ended:
+        if self._through("objects", self._listed, lambda found: self._object(found, since)):
             sweep.passed = sweep.pass_began
+
+    def _listed(self, cursor: str | None) -> Page[ListedObject]:
+        """The datasets, and then the adapters where they do not lie among them; the cursor is the last key."""
+        prefix = self._notifications.prefix
+        if ADAPTERS.startswith(prefix):
+            return self._bucket.listed(prefix, cursor)
+        if cursor and cursor.startswith(ADAPTERS):
+            return self._bucket.listed(ADAPTERS, cursor)
+        page = self._bucket.listed(prefix, cursor)
+        return replace(page, cursor=page.cursor or ADAPTERS)
 
     def _object(self, found: ListedObject, since: float) -> None:
         bucket = self._notifications.bucket
         event = ObjectEvent(bucket, found.key, found.etag, found.size, "", created=True)
-        if event.why_ignored(bucket) or not found.key.endswith(self._notifications.suffix):
+        if event.why_ignored(bucket, self._notifications.prefix, self._notifications.suffix):
+            return
+        if event.brings_adapter and not self._notifications.adapters:
             return
         if not since <= found.modified_at <= now() - SAFETY_SECONDS:
             return
@@ -396,8 +419,8 @@ class _Sweeper:
             return
         run_id = swept_run_id(bucket, found.key, found.etag, found.modified_at)
         request = RunRequest(run_id, bucket, found.key, found.etag, found.size)
-        self._ledger.begin(Run.of(request))  # before it is started: its event, should it come now, finds it
-        self._executions.start(request)
+        run = self._ledger.begin(Run.of(request))  # before it is started: its event, should it come now, finds it
+        self._machine_of(run).start(request)
         self.report.add("lost_event", run_id=run_id, key=found.key)
 
     # Files

@@ -118,13 +118,15 @@ class NotifySettings:
 
 @dataclass(frozen=True, slots=True)
 class ReconcileSettings:
-    """Of ``functions/reconcile``; prefix and suffix are the webhook's."""
+    """Of ``functions/reconcile``; what it shares with the webhook is meant as there."""
 
     bucket_name: str
     state_machine_arn: str
+    adapter_state_machine_arn: str
     final_states_topic_arn: str
     key_prefix: str = ""
     key_suffix: str = ""
+    workers_ai_account_id: str = ""
 
 
 def load[Settings](kind: type[Settings], environment: Mapping[str, str]) -> Settings:
