@@ -48,7 +48,7 @@ class Cloud:
         self.chance = random.Random(seed)
         self.timers = Timers(self.clock)
         self.table = Table()
-        self.store = Store(CANARY_ACCESS)
+        self.store = Store(CANARY_ACCESS, self.clock.now)
         self.service = Service(self.timers, self.chance, CANARY_KEY)
         self.service.ended = self._call_back
         self.machine = Machine(self._carry_out, self.timers, self.chance)

@@ -1,6 +1,8 @@
 """A bucket behind the interface of S3's client, as far as the product asks it."""
 
 import hashlib
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -16,13 +18,16 @@ class Body(bytes):
 class Store:
     """One bucket's objects. A request with a key that is no longer valid is refused."""
 
-    def __init__(self, access_key: str) -> None:
+    def __init__(self, access_key: str, now: Callable[[], float]) -> None:
         self.access_key = access_key
+        self._now = now
+        self._put_at: dict[str, float] = {}
         self.objects: dict[str, bytes] = {}
 
     def put(self, key: str, body: bytes) -> str:
         """Puts an object as its owner does; its eTag."""
         self.objects[key] = body
+        self._put_at[key] = self._now()
         return _etag(body)
 
     def get_object(
@@ -35,7 +40,7 @@ class Store:
         etag = f'"{_etag(body)}"'
         if IfMatch not in ("", etag):
             raise _refusal("PreconditionFailed", 412)
-        answer: dict[str, Any] = {"ETag": etag}
+        answer: dict[str, Any] = {"ETag": etag, "LastModified": datetime.fromtimestamp(self._put_at[Key], UTC)}
         if Range:
             first, _, last = Range.removeprefix("bytes=").partition("-")
             if int(first) >= len(body):
@@ -47,8 +52,7 @@ class Store:
 
     def put_object(self, *, access_key: str, Bucket: str, Key: str, Body: bytes, ContentType: str) -> dict[str, Any]:
         self._authenticate(access_key)
-        self.objects[Key] = bytes(Body)
-        return {"ETag": f'"{_etag(self.objects[Key])}"'}
+        return {"ETag": f'"{self.put(Key, bytes(Body))}"'}
 
     def _authenticate(self, access_key: str) -> None:
         if access_key != self.access_key:

@@ -34,6 +34,7 @@ ENVIRONMENT = {
     "STORAGE_SECRET_ARN": "storage",
     "WEBHOOK_SECRET_ARN": "webhook",
     "STATE_MACHINE_ARN": "finetune",
+    "ADAPTER_STATE_MACHINE_ARN": "adapter",
     "ON_DELETION": "ignore",
     "PROVIDER": "openai",
     "PROVIDER_SECRET_ARN": "provider",
