@@ -146,7 +146,9 @@ def test_port_is_the_first_of_six():
     else:
         pytest.fail("no six free ports in a row")
     try:
-        ports = {urlsplit(stack.address[name]).port for name in ("aws", "s3", "api", "control", "workers_ai", "provider")}
+        ports = {
+            urlsplit(stack.address[name]).port for name in ("aws", "s3", "api", "control", "workers_ai", "provider")
+        }
         assert ports == set(range(first, first + 6))
     finally:
         stack.close()
