@@ -22,7 +22,15 @@ test: .venv  ## every test that needs no account
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(MAKE) --jobs=2 --output-sync=target --no-print-directory test-stack test-rest
+
+# What waits for embedded stacks, and what keeps a processor busy: side by side, each shown at its end.
+STACKS := tests/end_to_end tests/workflow
+.PHONY: test-stack test-rest
+test-stack: .venv
+	$(BIN)/pytest $(STACKS)
+test-rest: .venv
+	$(BIN)/pytest $(STACKS:%=--ignore=%)
 
 lint: .venv  ## mend what the linters can mend, show the rest
 	$(BIN)/ruff check --fix .
