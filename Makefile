@@ -52,13 +52,14 @@ soak: .venv  ## twenty minutes of faults, deaths and full queues: ten thousand o
 	$(BIN)/python -m tests.world.soak
 	SEEDS=20 PAIRS=400 $(BIN)/pytest tests/world/test_interleavings.py tests/world/test_crash_points.py --timeout 3600
 
-# The environment: development's packages, the command `tunedrop`, and the functions' layer as Lambda would see it.
+# The environment: development's packages, the command `tunedrop`, and the functions' layer as Lambda would see it. The
+# lists are complete; the pip of Python 3.12.1 takes the extras that one package asks of another for unpinned ones.
 .venv: .venv/made
 .venv/made: tests/requirements.txt layers/dependencies/requirements.txt pyproject.toml .python-version
 	@test -n "$(PYTHON)" || { echo "Tunedrop needs Python 3.12 or newer (3.13 is what it deploys); none was found." >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --require-hashes -r tests/requirements.txt
-	$(BIN)/python -m pip install --quiet --require-hashes --target .venv/layer/python -r layers/dependencies/requirements.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --target .venv/layer/python -r layers/dependencies/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
