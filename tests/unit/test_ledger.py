@@ -743,7 +743,10 @@ def test_a_limit_that_changes_while_it_is_used_admits_no_more_than_either(atomic
     def attempt(numbered):
         number, run_id = numbered
         limit = Limit.hourly("p/m/jobs", 5 if number % 2 else 8)
-        slot = atomic.reserve(run_id, "job", limit)
-        return slot.at <= milliseconds(clock.at) and not atomic.admit(run_id, "job", slot, limit, slot.at + CALL)
+        try:
+            slot = atomic.reserve(run_id, "job", limit)
+            return slot.at <= milliseconds(clock.at) and not atomic.admit(run_id, "job", slot, limit, slot.at + CALL)
+        except Transient:  # the limit changes too often for it
+            return False
 
     assert at_once(attempt, enumerate(crowd)).count(True) <= 8
