@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
+from zlib import crc32
 
 from tunedrop.clock import now
 from tunedrop.errors import NotYet, Throttled, Transient, TunedropError
@@ -39,8 +39,8 @@ SPACING = 1.02
 late. What was late at one turn is made up for by the next, and nobody has to be asked to wait once more."""
 
 _TELL_APART = 1_000
-"""Milliseconds over which the ends of calls are spread: an admission is known by its end, and who was not admitted must
-not take another's back that began in the same millisecond."""
+"""Milliseconds over which the ends of runs' calls are spread: an admission is known by its end, and who was not
+admitted must not take another run's back that began in the same millisecond."""
 
 _DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 
@@ -163,7 +163,7 @@ def in_turn(run_id: str, use: str, limit: Limit, longest_call_seconds: float, le
     else:
         slot = ledger.reserve(run_id, use, limit)
         _refuse_until(slot.at)
-        over = milliseconds(now() + longest_call_seconds) + random.randrange(_TELL_APART)  # noqa: S311 - no secret
+        over = milliseconds(now() + longest_call_seconds) + crc32(run_id.encode()) % _TELL_APART
         try:
             turn = ledger.admit(run_id, use, slot, limit, over)
         except Transient:
