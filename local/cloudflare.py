@@ -54,7 +54,7 @@ class Workerd:
         command = [npm.node(), _RUNNER, npm.LOCK]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as errors:
-            self._process = subprocess.Popen(  # noqa: S603 - ours
+            self._process = subprocess.Popen(  # noqa: S603 - the command is ours
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
             )
         self.url = self._start(json.dumps({"workers": workers}))

@@ -96,7 +96,7 @@ class Pool:
             pause = max(0.0, (due or 0.0) - self.cloud.clock.at) / self.scale
         by_pipe = {process.pipe: process for process in self._processes}
         for pipe in wait(list(by_pipe), pause):
-            self._answer(by_pipe[pipe])  # type: ignore[index]
+            self._answer(by_pipe[pipe])  # type: ignore[index]  # what comes back is one of the pipes
         return True
 
     def _tick(self) -> None:

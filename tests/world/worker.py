@@ -117,7 +117,7 @@ class Worker:
         self._handlers = load()
         self._log = io.StringIO()
         for handler in logging.getLogger("tunedrop").handlers:
-            handler.setStream(self._log)  # type: ignore[attr-defined]
+            handler.setStream(self._log)  # type: ignore[attr-defined]  # each is a StreamHandler
 
     def handle(self, function: str, event: Any) -> Any:
         """The function's answer, or the TaskFailed that Lambda makes of what it raises."""

@@ -43,7 +43,7 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
     """
     if run.job_id:
         return Done("training")
-    assert run.file_id is not None, "the upload step records the file before it lets the run go on"  # noqa: S101
+    assert run.file_id is not None, "the upload step records the file before it lets the run go on"  # noqa: S101 - ours to keep
     if not _processed(provider.file(run.file_id)):
         return Wait(_processing_pause(now() - seconds(run.updated_at)), run.state)
 

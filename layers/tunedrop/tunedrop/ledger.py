@@ -371,7 +371,7 @@ class DynamoLedger:
         holders = self._get(f"places#{group}").get("holders")
         if not holders:
             return True
-        one = random.choice(sorted(holders))  # noqa: S311
+        one = random.choice(sorted(holders))  # noqa: S311 - no secret
         try:
             if not self.get(one).is_final:
                 return False

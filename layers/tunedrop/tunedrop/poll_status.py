@@ -41,7 +41,7 @@ def poll_status(run: Run, settings: PollSettings, *, provider: Provider, ledger:
         Transient, Throttled, Unauthorised: its state could not be read, which says nothing about the job. It is paid
             for and goes on: a refusal to tell of it, of whatever kind, is the operator's to mend until the deadline.
     """
-    assert run.job_id is not None, "the creation step records the job before it lets the run go on"  # noqa: S101
+    assert run.job_id is not None, "the creation step records the job before it lets the run go on"  # noqa: S101 - ours to keep
     ledger.listen(run.run_id)  # before the look: what calls back after it is not to be missed
     withdrawn = ledger.withdrawn(run.run_id)
     try:

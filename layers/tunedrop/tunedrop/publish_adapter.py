@@ -109,7 +109,7 @@ def publish_adapter(
     if checked.errors:
         _write(run, report, bucket, ledger)
         raise Rejected(checked.errors[0].code, _summary(run, checked))
-    assert checked.model is not None, "there is a model where there is no error"  # noqa: S101
+    assert checked.model is not None, "there is a model where there is no error"  # noqa: S101 - ours to keep
     fingerprint = _fingerprint(run, name, files, checked)
     _claim(run, fingerprint, ledger)
     finetune = _finetune(run, name, checked.model.name, fingerprint, workers_ai, ledger)

@@ -21,7 +21,7 @@ class Tokenizer:
     """
 
     def __init__(self, encoding: str, threads: int = 1) -> None:
-        import toktok  # type: ignore[import-untyped]  # 8 MB, loaded only where tokens are counted
+        import toktok  # type: ignore[import-untyped]  # no types in it; 8 MB, for those who count
 
         self.encoding = encoding
         self._threads = threads

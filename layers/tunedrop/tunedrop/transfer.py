@@ -166,7 +166,7 @@ class Outgoing:
         """
         if self._not_yet:
             raise self._not_yet
-        assert self._way, "an empty dataset is not valid"  # noqa: S101
+        assert self._way, "an empty dataset is not valid"  # noqa: S101 - ours to keep
         return self._way.commit()
 
     def _choose(self, size: int) -> _Way:
@@ -435,7 +435,7 @@ class _InParts:
                 if unknown:  # completed by the call that was not answered, it seems: the list will tell
                     break
                 raise self._unless_gone(error, upload) from error
-        assert unknown, "the loop is left only by an answer, a refusal, or this"  # noqa: S101
+        assert unknown, "the loop is left only by an answer, a refusal, or this"  # noqa: S101 - ours to keep
         raise unknown
 
     def _unless_gone(self, error: Final, upload: _Upload) -> TunedropError:

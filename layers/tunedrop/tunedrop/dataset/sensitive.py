@@ -143,7 +143,7 @@ class Scan:
             wanted.setdefault(index, set()).add(_KINDS[kind])
 
         text = memoryview(block.text)[block.start : block.end]
-        candidates().scan(text, match_event_handler=take, scratch=self._scratch)  # type: ignore[type-var]  # any buffer
+        candidates().scan(text, match_event_handler=take, scratch=self._scratch)  # type: ignore[type-var]  # it takes any buffer
         for index in sorted(wanted):  # matches come in no order
             text_of_line = _text_of(block[index])
             for kind in sorted(wanted[index]):
