@@ -40,8 +40,8 @@ _NOTICES = {
         "Your job is still in the queue",
         # A job that was paused is queued anew: only its age is known for certain.
         (
-            "more than a day after it was created the job is queued at the fine-tuning service; the run waits on, and ends "
-            "as it would have; whoever does not want to wait can cancel the job there"
+            "more than a day after it was created the job is queued at the fine-tuning service; the run waits on, and "
+            "ends as it would have; whoever does not want to wait can cancel the job there"
         ),
     ),
     MODEL_FOUND: (
