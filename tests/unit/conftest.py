@@ -36,7 +36,10 @@ def run(ledger):
 
 @pytest.fixture(scope="module")
 def aws():
-    """Emulated AWS in this process; nothing reaches the network. Shared, since making a client takes long."""
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
+    """Emulated AWS in this process; nothing reaches the network. Shared, since making a client takes long.
+
+    It executes no state machine: said here, since the embedded stack has moto execute them in the whole process.
+    """
+    with pytest.MonkeyPatch.context() as patch, mock_aws(config={"stepfunctions": {"execute_state_machine": False}}):
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         yield

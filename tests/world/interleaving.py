@@ -122,7 +122,7 @@ class Interleaved:
         raise AssertionError("it does not come to an end")
 
     def jump(self, seconds: float) -> None:
-        """The clock jumps: what is due in between is late."""
+        """The clock jumps: what we are to do in between is late. The service goes on meanwhile, as it always does."""
         self._reach(self.cloud.clock.at + seconds)
 
     def kill(self, invocation: Invocation, error: str = "Runtime.ExitError") -> None:
@@ -164,12 +164,15 @@ class Interleaved:
         if due is None:
             return False
         self._reach(due)
-        return self.cloud.timers.run_next(self.cloud.clock.at)
+        self.cloud.timers.run_next(self.cloud.clock.at)
+        return True
 
     def _reach(self, at: float) -> None:
         """Sets the clock, and ends the functions whose time is over by then, each in its time."""
         for invocation in sorted(self.under_way, key=lambda one: one.until):
             if invocation.until <= at:
+                self.cloud.timers.run_punctual(invocation.until)
                 self.cloud.clock.at = max(self.cloud.clock.at, invocation.until)
                 self.kill(invocation, "Sandbox.Timedout")
+        self.cloud.timers.run_punctual(at)
         self.cloud.clock.at = max(self.cloud.clock.at, at)

@@ -87,7 +87,8 @@ class Service(MemoryProvider):
         self._take(CREATIONS)
         asked_at = self._timers.clock.now()
         if self._is_odd():
-            self._timers.after(self._chance.uniform(0, LONGEST_LANDING), lambda: self._create(asked_at, **parameters))
+            landing = self._chance.uniform(0, LONGEST_LANDING)
+            self._timers.after(landing, lambda: self._create(asked_at, **parameters), punctual=True)
             raise UnknownOutcome("the fine-tuning service did not answer (APITimeoutError)")
         return self._create(asked_at, **parameters)
 
@@ -98,7 +99,7 @@ class Service(MemoryProvider):
         self._by_file.setdefault(job.training_file, []).append(job.id)
         self._listed_from[job.id] = at + self._lag(LONGEST_JOB_LAG)
         outcome = self.outcomes.popleft() if self.outcomes else "succeeded"
-        self._timers.after(self.training_seconds, lambda: self._end(job.id, outcome))
+        self._timers.after(self.training_seconds, lambda: self._end(job.id, outcome), punctual=True)
         return job
 
     def cancel_job(self, job_id: str) -> ProviderJob:

@@ -169,14 +169,9 @@ def interleave(number, examples, phases):
     )
 
 
-@pytest.mark.parametrize("number", range(1, 1 + SEEDS))
+@pytest.mark.parametrize("number", range(SEEDS))
 def test_whatever_happens_each_run_ends_once_and_each_dataset_is_paid_once(number):
     interleave(number, EXAMPLES, tuple(Phase))
-
-
-@pytest.mark.xfail(strict=True, reason="found and not mended yet: answers lost or late, and the clock jumps by an hour")
-def test_a_known_interleaving_pays_once():
-    interleave(0, 25, (Phase.generate,))
 
 
 def log_what_is_read(handle):

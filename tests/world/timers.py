@@ -22,9 +22,14 @@ class Timers:
         self.clock = clock
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
+        self._punctual: set[int] = set()
 
-    def after(self, seconds: float, deed: Callable[[], None]) -> None:
-        heapq.heappush(self._heap, (self.clock.now() + seconds, next(self._numbers), deed))
+    def after(self, seconds: float, deed: Callable[[], None], *, punctual: bool = False) -> None:
+        """Sets a deed. A punctual one is done at its moment even where the clock jumps over it."""
+        number = next(self._numbers)
+        heapq.heappush(self._heap, (self.clock.now() + seconds, number, deed))
+        if punctual:
+            self._punctual.add(number)
 
     def next_due(self) -> float | None:
         return self._heap[0][0] if self._heap else None
@@ -33,5 +38,19 @@ class Timers:
         """Does the next deed that is due by then; whether there was one."""
         if not self._heap or self._heap[0][0] > until:
             return False
-        heapq.heappop(self._heap)[2]()
+        self._do(heapq.heappop(self._heap))
         return True
+
+    def run_punctual(self, until: float) -> None:
+        """Does the punctual deeds that are due by then, each with the clock at its moment; the others stay."""
+        while due := min(
+            (entry for entry in self._heap if entry[1] in self._punctual and entry[0] <= until), default=None
+        ):
+            self._heap.remove(due)
+            heapq.heapify(self._heap)
+            self.clock.at = max(self.clock.at, due[0])
+            self._do(due)
+
+    def _do(self, entry: tuple[float, int, Callable[[], None]]) -> None:
+        self._punctual.discard(entry[1])
+        entry[2]()
