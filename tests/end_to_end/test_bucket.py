@@ -30,9 +30,8 @@ def stack(request):
             npm.node()
         except npm.NoNode as missing:
             pytest.skip(str(missing))
-    stack = RunningStack("--cloudflare", request.param)
-    yield stack
-    stack.close()
+    with RunningStack("--cloudflare", request.param) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from local.gateway import Server
 from local.provider.client import ProviderProcess
 from local.receiver import Receiver
 from local.workers_ai import WorkersAiService
+from tests.unit.fakes import FakeContext
 
 EVENTS = deploy.ROOT / "events"
 EXAMPLES = EVENTS / "examples"
@@ -39,19 +40,6 @@ WORKERS_AI_ACCOUNT, WORKERS_AI_TOKEN = "0123456789abcdef", "a-token-of-these-tes
 TIME_SCALE = 2000.0  # of the fine-tuning service alone: the runs' own clock is the real one
 
 Handler = Callable[[Mapping[str, Any]], Any]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What of Lambda's context object is looked at."""
-
-    function_name: str
-    memory_limit_in_mb: int = 512
-    invoked_function_arn: str = "arn:aws:lambda:us-east-1:123456789012:function:test"
-    aws_request_id: str = "52fdfc07-2182-454f-963f-5f0f9a621d72"
-
-    def get_remaining_time_in_millis(self) -> int:
-        return 900_000
 
 
 def sample(name: str) -> Any:
@@ -108,7 +96,7 @@ class World:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return lambda event: module.handler(event, Context(resource(folder)))
+        return lambda event: module.handler(event, FakeContext(resource(folder)))
 
     def handle(
         self, name: str, event: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None

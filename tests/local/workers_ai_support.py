@@ -12,6 +12,9 @@ from tunedrop.workers_ai import CloudflareWorkersAi
 from local.gateway import Server
 from local.workers_ai import WorkersAiService
 
+BASE = "mistralai/Mistral-7B-Instruct-v0.2"
+MODEL = "@cf/mistral/mistral-7b-instruct-v0.2-lora"
+LISTING, CREATION = ("GET", "/finetunes$"), ("POST", "/finetunes$")
 ACCOUNT, TOKEN = "0123456789abcdef", "a-token-of-these-tests"
 
 

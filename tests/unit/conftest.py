@@ -2,6 +2,7 @@ import pytest
 from moto import mock_aws
 from tunedrop.runs import Run, RunRequest
 
+from tests.local.workers_ai_support import running_workers_ai
 from tests.unit.fakes import FakeTime, MemoryBucket, MemoryLedger, MemoryProvider
 
 
@@ -43,3 +44,16 @@ def aws():
     with pytest.MonkeyPatch.context() as patch, mock_aws(config={"stepfunctions": {"execute_state_machine": False}}):
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         yield
+
+
+@pytest.fixture(scope="module")
+def running_workers():
+    with running_workers_ai() as running:
+        yield running
+
+
+@pytest.fixture
+def workers_ai(running_workers):
+    """The emulated Workers AI, empty."""
+    running_workers.clean()
+    return running_workers

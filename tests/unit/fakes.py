@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tunedrop import clock
 from tunedrop.bucket import ListedObject, StoredObject
@@ -505,3 +505,16 @@ def _after(cursor, items):
         raise Denied("http_404", f"no such place: {cursor}")
     page = items[ids.index(cursor) + 1 if cursor else 0 :][:PAGE]
     return Page(page, page[-1].id if page and page[-1].id != ids[-1] else None)
+
+
+@dataclass(frozen=True)
+class FakeContext:
+    """What of Lambda's context object is looked at."""
+
+    function_name: str
+    memory_limit_in_mb: int = 512
+    invoked_function_arn: str = "arn:aws:lambda:us-east-1:123456789012:function:test"
+    aws_request_id: str = "52fdfc07-2182-454f-963f-5f0f9a621d72"
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 900_000

@@ -20,6 +20,7 @@ def client(aws):
 
 @pytest.fixture
 def machine(client):
+    """A machine whose executions go on until they are stopped: this emulation begins none."""
     definition = json.dumps({"StartAt": "End", "States": {"End": {"Type": "Succeed"}}})
     role = "arn:aws:iam::123456789012:role/r"
     arn = client.create_state_machine(name="m", definition=definition, roleArn=role)["stateMachineArn"]
@@ -66,16 +67,6 @@ def test_what_goes_wrong_is_transient(client, machine, error):
 # Looking, as the sweeper does
 
 
-@pytest.fixture
-def waiting(client):
-    """A machine whose executions go on until they are stopped: this emulation begins none."""
-    definition = json.dumps({"StartAt": "End", "States": {"End": {"Type": "Succeed"}}})
-    role = "arn:aws:iam::123456789012:role/r"
-    arn = client.create_state_machine(name="waiting", definition=definition, roleArn=role)["stateMachineArn"]
-    yield arn
-    client.delete_state_machine(stateMachineArn=arn)
-
-
 class Stepping(StepFunctionsExecutions):
     """The real executions, with the ending that a test wants."""
 
@@ -92,7 +83,7 @@ class Stepping(StepFunctionsExecutions):
 def executions(request):
     if request.param == "memory":
         return MemoryExecutions()
-    return Stepping(*(request.getfixturevalue(name) for name in ("client", "waiting")))
+    return Stepping(*(request.getfixturevalue(name) for name in ("client", "machine")))
 
 
 def test_an_execution_runs_until_it_ends(executions):

@@ -10,25 +10,10 @@ from tunedrop.runs import CONFIG, DEPLOYMENT, WEIGHTS, Run, RunRequest
 from tunedrop.steps import Done, Wait, take
 
 from local.adapter import config, shapes, small_adapter, weights
-from tests.local.workers_ai_support import ACCOUNT, TOKEN, running_workers_ai
+from tests.local.workers_ai_support import ACCOUNT, BASE, CREATION, MODEL, TOKEN
 from tests.unit.fakes import Broken
 
-BASE = "mistralai/Mistral-7B-Instruct-v0.2"
-MODEL = "@cf/mistral/mistral-7b-instruct-v0.2-lora"
-CREATION = ("POST", "/finetunes$")
 ASSETS = ("POST", "/finetunes/*/finetune-assets")
-
-
-@pytest.fixture(scope="module")
-def running():
-    with running_workers_ai() as running:
-        yield running
-
-
-@pytest.fixture
-def service(running):
-    running.clean()
-    return running
 
 
 @pytest.fixture
@@ -47,11 +32,11 @@ def drop(bucket, ledger):
 
 
 @pytest.fixture
-def publish(service, bucket, ledger):
+def publish(workers_ai, bucket, ledger):
     """Takes the step, as the state machine does: with the run as the ledger holds it."""
 
     def publish(run, **others):
-        parts = {"bucket": bucket, "workers_ai": service.client, "ledger": ledger, "smoke_test": True} | others
+        parts = {"bucket": bucket, "workers_ai": workers_ai.client, "ledger": ledger, "smoke_test": True} | others
         return publish_adapter(ledger.get(run.run_id), **parts)
 
     return publish
@@ -75,12 +60,12 @@ def to_the_end(publish, clock):
     return to_the_end
 
 
-def kept(service):
-    return service.ledger()["finetunes"]
+def kept(workers_ai):
+    return workers_ai.ledger()["finetunes"]
 
 
-def creations(service):
-    return [r for r in service.ledger()["requests"] if r["method"] == "POST" and r["path"].endswith("/finetunes")]
+def creations(workers_ai):
+    return [r for r in workers_ai.ledger()["requests"] if r["method"] == "POST" and r["path"].endswith("/finetunes")]
 
 
 def report(bucket, run):
@@ -90,10 +75,10 @@ def report(bucket, run):
 # What works
 
 
-def test_an_adapter_becomes_a_finetune_that_answers(drop, publish, service, bucket, ledger):
+def test_an_adapter_becomes_a_finetune_that_answers(drop, publish, workers_ai, bucket, ledger):
     run = drop("Orchard Desk")
     assert publish(run) == Done("succeeded", "orchard-desk")
-    (finetune,) = kept(service)
+    (finetune,) = kept(workers_ai)
     assert (finetune["name"], finetune["model"], finetune["public"]) == ("orchard-desk", MODEL, False)
     assert finetune["assets"][CONFIG]["config"] == {**config(BASE), "model_type": "mistral"}
     assert finetune["assets"][WEIGHTS]["size"] == len(bucket.objects[run.key])
@@ -107,15 +92,15 @@ def test_an_adapter_becomes_a_finetune_that_answers(drop, publish, service, buck
     assert told["smoke_test"]["answer"].endswith(told["smoke_test"]["prompt"])
 
 
-def test_the_weights_are_sent_first(drop, publish, service, bucket, ledger):
+def test_the_weights_are_sent_first(drop, publish, workers_ai, bucket, ledger):
     sent = []
 
     class Recording:
-        finetunes, create, ask = service.client.finetunes, service.client.create, service.client.ask
+        finetunes, create, ask = workers_ai.client.finetunes, workers_ai.client.create, workers_ai.client.ask
 
         def upload(self, finetune_id, asset):
             sent.append((asset.name, b"".join(asset.open())))
-            service.client.upload(finetune_id, asset)
+            workers_ai.client.upload(finetune_id, asset)
 
     run = drop()
     publish(run, workers_ai=Recording())
@@ -123,11 +108,11 @@ def test_the_weights_are_sent_first(drop, publish, service, bucket, ledger):
     assert sent[0][1] == bucket.objects[run.key]
 
 
-def test_no_prompt_is_asked_where_none_is_wished(drop, publish, service, bucket):
+def test_no_prompt_is_asked_where_none_is_wished(drop, publish, workers_ai, bucket):
     run = drop()
     assert publish(run, smoke_test=False) == Done("succeeded", "orchard")
     assert "smoke_test" not in report(bucket, run)
-    assert not [request for request in service.ledger()["requests"] if "/run/" in request["path"]]
+    assert not [request for request in workers_ai.ledger()["requests"] if "/run/" in request["path"]]
 
 
 def test_only_the_header_is_read_before_all_is_known_to_be_well(drop, publish, bucket):
@@ -167,53 +152,53 @@ def test_the_name_is_made_to_fit(name, wanted):
     assert finetune_name(name) == wanted
 
 
-def test_another_adapter_of_a_name_that_is_taken_gets_a_suffix(drop, publish, service):
+def test_another_adapter_of_a_name_that_is_taken_gets_a_suffix(drop, publish, workers_ai):
     publish(drop())
     other = publish(drop(files=small_adapter(BASE, seed=1)))
     assert other.fine_tuned_model.startswith("orchard-")
     assert len(other.fine_tuned_model) == len("orchard-") + 8
-    assert len(kept(service)) == 2
+    assert len(kept(workers_ai)) == 2
 
 
-def test_the_same_adapter_under_the_same_name_is_a_duplicate(drop, publish, service, ledger):
+def test_the_same_adapter_under_the_same_name_is_a_duplicate(drop, publish, workers_ai, ledger):
     first, again = drop(), drop()
     publish(first)
     ledger.finish(first.run_id, "succeeded", None)
     with pytest.raises(Duplicate, match=first.run_id):
         publish(again)
-    assert len(kept(service)) == 1
+    assert len(kept(workers_ai)) == 1
 
 
-def test_the_same_adapter_under_another_name_is_another_finetune(drop, publish, service):
+def test_the_same_adapter_under_another_name_is_another_finetune(drop, publish, workers_ai):
     publish(drop("orchard"))
     publish(drop("garden"))
-    assert [finetune["name"] for finetune in kept(service)] == ["orchard", "garden"]
+    assert [finetune["name"] for finetune in kept(workers_ai)] == ["orchard", "garden"]
 
 
-def test_a_finetune_that_the_ledger_has_forgotten_is_adopted(drop, publish, service, ledger):
+def test_a_finetune_that_the_ledger_has_forgotten_is_adopted(drop, publish, workers_ai, ledger):
     first, again = drop(), drop()
     publish(first)
     ledger.finish(first.run_id, "succeeded", None)
     ledger._claims.clear()
     assert publish(again) == Done("succeeded", "orchard")
-    assert len(kept(service)) == 1
-    assert ledger.get(again.run_id).finetune_id == kept(service)[0]["id"]
+    assert len(kept(workers_ai)) == 1
+    assert ledger.get(again.run_id).finetune_id == kept(workers_ai)[0]["id"]
 
 
-def test_a_run_that_failed_can_be_dropped_again_and_finds_what_it_left(drop, publish, service, ledger):
+def test_a_run_that_failed_can_be_dropped_again_and_finds_what_it_left(drop, publish, workers_ai, ledger):
     first, again = drop(), drop()
-    service.fault(*ASSETS, {"status": 400}, times=1)
+    workers_ai.fault(*ASSETS, {"status": 400}, times=1)
     with pytest.raises(Rejected):
         publish(first)
     ledger.finish(first.run_id, "rejected", None)
     assert publish(again) == Done("succeeded", "orchard")
-    assert len(creations(service)) == 1
+    assert len(creations(workers_ai)) == 1
 
 
 # The run that has trained it
 
 
-def test_the_run_that_has_trained_it_is_named_and_names_the_finetune(drop, publish, ledger, service):
+def test_the_run_that_has_trained_it_is_named_and_names_the_finetune(drop, publish, ledger, workers_ai):
     source = ledger.begin(Run.of(RunRequest("abcd" * 8, "datasets", "shop/orders.jsonl", "e1", 100)))
     ledger.note(source.run_id, DEPLOYMENT, {"workers_ai": True, "name": "Orders Desk"})
     run = drop(source.run_id)
@@ -240,16 +225,16 @@ def test_a_configuration_that_comes_late_is_waited_for(drop, publish, bucket, cl
     assert publish(run) == Done("succeeded", "orchard")
 
 
-def test_a_configuration_that_never_comes_ends_the_run(drop, to_the_end, clock, service):
+def test_a_configuration_that_never_comes_ends_the_run(drop, to_the_end, clock, workers_ai):
     began, run = clock.time(), drop(files={WEIGHTS: weights(shapes())})
     with pytest.raises(Missing, match="15 minutes") as caught:
         to_the_end(run)
     assert caught.value.code == "config_missing"
     assert clock.time() - began == 900
-    assert service.ledger()["requests"] == []
+    assert workers_ai.ledger()["requests"] == []
 
 
-def test_weights_that_were_overwritten_or_are_gone_are_not_published(drop, publish, bucket, service):
+def test_weights_that_were_overwritten_or_are_gone_are_not_published(drop, publish, bucket, workers_ai):
     run = drop()
     bucket.put(run.key, weights(shapes(), seed=9))
     with pytest.raises(Superseded):
@@ -257,17 +242,17 @@ def test_weights_that_were_overwritten_or_are_gone_are_not_published(drop, publi
     bucket.delete(run.key)
     with pytest.raises(Missing):
         publish(run)
-    assert service.ledger()["requests"] == []
+    assert workers_ai.ledger()["requests"] == []
 
 
-def test_weights_that_are_overwritten_while_they_are_sent_do_not_arrive(drop, publish, bucket, service):
+def test_weights_that_are_overwritten_while_they_are_sent_do_not_arrive(drop, publish, bucket, workers_ai):
     run = drop()
     with pytest.raises(Superseded):
         publish(run, bucket=Broken(bucket, "open", Superseded("object_changed", "overwritten")))
-    assert kept(service)[0]["assets"] == {}
+    assert kept(workers_ai)[0]["assets"] == {}
 
 
-def test_an_invalid_adapter_is_rejected_before_anything_is_asked(drop, publish, service, bucket):
+def test_an_invalid_adapter_is_rejected_before_anything_is_asked(drop, publish, workers_ai, bucket):
     files = {CONFIG: json.dumps(config("Qwen/Qwen3-8B", rank=64)).encode(), WEIGHTS: weights(shapes(rank=64))}
     run = drop(files=files)
     with pytest.raises(Rejected) as caught:
@@ -276,7 +261,7 @@ def test_an_invalid_adapter_is_rejected_before_anything_is_asked(drop, publish, 
     assert f"results/{run.run_id}/report.json" in caught.value.message
     assert "1 more error" in caught.value.message
     assert [error["code"] for error in report(bucket, run)["errors"]] == ["rank_too_large", "unsupported_base"]
-    assert service.ledger()["requests"] == []
+    assert workers_ai.ledger()["requests"] == []
 
 
 def test_a_stack_that_has_lost_its_account_says_so(drop, publish):
@@ -299,95 +284,95 @@ TROUBLE = [
 
 
 @pytest.mark.parametrize("fault", TROUBLE, ids=str)
-def test_a_creation_comes_about_once_whatever_becomes_of_its_answer(drop, to_the_end, service, clock, fault):
-    service.service._clock = clock.time
-    service.fault(*CREATION, fault)
+def test_a_creation_comes_about_once_whatever_becomes_of_its_answer(drop, to_the_end, workers_ai, clock, fault):
+    workers_ai.service._clock = clock.time
+    workers_ai.fault(*CREATION, fault)
     assert to_the_end(drop()) == Done("succeeded", "orchard")
-    assert len(kept(service)) == 1
-    assert service.faults() == []
+    assert len(kept(workers_ai)) == 1
+    assert workers_ai.faults() == []
 
 
-def test_after_an_unknown_outcome_nothing_is_created_before_the_last_look(drop, publish, service, clock):
+def test_after_an_unknown_outcome_nothing_is_created_before_the_last_look(drop, publish, workers_ai, clock):
     run = drop()
-    service.fault(*CREATION, {"reset": "before"})
+    workers_ai.fault(*CREATION, {"reset": "before"})
     with pytest.raises(UnknownOutcome):
         publish(run)
     clock.advance(899)
     assert isinstance(publish(run), Wait)
-    assert len(creations(service)) == 1
+    assert len(creations(workers_ai)) == 1
     clock.advance(2)
     assert publish(run) == Done("succeeded", "orchard")
-    assert len(creations(service)) == 2
+    assert len(creations(workers_ai)) == 2
 
 
-def test_a_step_that_died_after_creating_finds_the_finetune(drop, publish, service, ledger):
+def test_a_step_that_died_after_creating_finds_the_finetune(drop, publish, workers_ai, ledger):
     run = drop()
     with pytest.raises(Transient):
         publish(run, ledger=Broken(ledger, "note", Transient("away")))
     assert publish(run) == Done("succeeded", "orchard")
-    assert len(creations(service)) == 1
+    assert len(creations(workers_ai)) == 1
 
 
 @pytest.mark.parametrize("skip", [0, 1], ids=["weights", "configuration"])
 @pytest.mark.parametrize("fault", [{"status": 500}, {"reset": "after"}, {"html": 502, "after": True}], ids=str)
-def test_a_file_whose_outcome_is_unknown_is_sent_again(drop, to_the_end, service, skip, fault):
-    service.fault(*ASSETS, fault, after_skipping=skip)
+def test_a_file_whose_outcome_is_unknown_is_sent_again(drop, to_the_end, workers_ai, skip, fault):
+    workers_ai.fault(*ASSETS, fault, after_skipping=skip)
     assert to_the_end(drop()) == Done("succeeded", "orchard")
-    assert kept(service)[0]["assets"].keys() == {WEIGHTS, CONFIG}
+    assert kept(workers_ai)[0]["assets"].keys() == {WEIGHTS, CONFIG}
 
 
-def test_what_was_sent_is_not_sent_again(drop, publish, service):
+def test_what_was_sent_is_not_sent_again(drop, publish, workers_ai):
     run = drop()
-    service.fault(*ASSETS, {"status": 500}, after_skipping=1)
+    workers_ai.fault(*ASSETS, {"status": 500}, after_skipping=1)
     with pytest.raises(Transient):
         publish(run)
     publish(run)
-    sent = [request for request in service.ledger()["requests"] if request["path"].endswith("finetune-assets")]
+    sent = [request for request in workers_ai.ledger()["requests"] if request["path"].endswith("finetune-assets")]
     assert len(sent) == 3  # the weights once, the configuration twice
 
 
 @pytest.mark.parametrize("status", [400, 403, 429])
-def test_a_refused_creation_leaves_no_intent(drop, publish, service, ledger, status):
+def test_a_refused_creation_leaves_no_intent(drop, publish, workers_ai, ledger, status):
     run = drop()
-    service.fault(*CREATION, {"status": status})
+    workers_ai.fault(*CREATION, {"status": status})
     answer = take(lambda: publish(run), ledger.get(run.run_id), 168)
     assert ledger.intend(run.run_id, module.EFFECT) is None
-    assert kept(service) == []
+    assert kept(workers_ai) == []
     assert ("wait_seconds" in answer) == (status == 429)
 
 
-def test_a_full_account_is_told_before_anything_is_created(drop, publish, service, monkeypatch):
+def test_a_full_account_is_told_before_anything_is_created(drop, publish, workers_ai, monkeypatch):
     monkeypatch.setattr(module, "MAX_ADAPTERS", 1)
     publish(drop())
     with pytest.raises(Denied) as caught:
         publish(drop("garden"))
     assert caught.value.code == "too_many_adapters"
-    assert len(creations(service)) == 1
+    assert len(creations(workers_ai)) == 1
 
 
 # What is seen of it
 
 
-def test_a_finetune_that_is_never_listed_fails_the_run(drop, to_the_end, service, clock):
-    service.service._clock = clock.time
-    service.fault(*CREATION, {"delay_listing": 10_000})
+def test_a_finetune_that_is_never_listed_fails_the_run(drop, to_the_end, workers_ai, clock):
+    workers_ai.service._clock = clock.time
+    workers_ai.fault(*CREATION, {"delay_listing": 10_000})
     with pytest.raises(Denied) as caught:
         to_the_end(drop())
     assert caught.value.code == "not_listed"
-    assert len(creations(service)) == 1
+    assert len(creations(workers_ai)) == 1
 
 
 NOT_FOUND = {"status": 400, "body": {"success": False, "errors": [{"code": 3037, "message": "Finetune not found"}]}}
 
 
-def test_a_finetune_that_is_not_ready_yet_is_asked_again(drop, to_the_end, service):
-    service.fault("POST", "/run/", NOT_FOUND, times=3)
+def test_a_finetune_that_is_not_ready_yet_is_asked_again(drop, to_the_end, workers_ai):
+    workers_ai.fault("POST", "/run/", NOT_FOUND, times=3)
     assert to_the_end(drop()) == Done("succeeded", "orchard")
-    assert service.faults() == []
+    assert workers_ai.faults() == []
 
 
-def test_a_finetune_that_never_answers_fails_the_run(drop, to_the_end, service, ledger):
-    service.fault("POST", "/run/", NOT_FOUND, times=None)
+def test_a_finetune_that_never_answers_fails_the_run(drop, to_the_end, workers_ai, ledger):
+    workers_ai.fault("POST", "/run/", NOT_FOUND, times=None)
     run = drop()
     with pytest.raises(Denied) as caught:
         to_the_end(run)
@@ -407,9 +392,9 @@ def test_a_finetune_that_never_answers_fails_the_run(drop, to_the_end, service, 
     ids=["allocation", "terms", "500", "429"],
 )
 def test_what_says_nothing_of_the_finetune_leaves_the_publication_as_it_is(
-    drop, to_the_end, service, bucket, clock, fault, waits
+    drop, to_the_end, workers_ai, bucket, clock, fault, waits
 ):
-    service.fault("POST", "/run/", fault, times=None)
+    workers_ai.fault("POST", "/run/", fault, times=None)
     began, run = clock.time(), drop()
     assert to_the_end(run) == Done("succeeded", "orchard")
     assert "error" in report(bucket, run)["smoke_test"]

@@ -11,31 +11,16 @@ from tunedrop.secret_store import KnownSecret
 from tunedrop.workers_ai import Asset, CloudflareWorkersAi, connect
 
 from local.adapter import header, shapes, small_adapter
-from tests.local.workers_ai_support import ACCOUNT, TOKEN, running_workers_ai
+from tests.local.workers_ai_support import ACCOUNT, BASE, CREATION, LISTING, MODEL, TOKEN
 from tests.unit.fakes import FakeSecret
 
-BASE = "mistralai/Mistral-7B-Instruct-v0.2"
-MODEL = "@cf/mistral/mistral-7b-instruct-v0.2-lora"
 FILES = small_adapter(BASE)
 FILES[CONFIG] = FILES[CONFIG].replace(b"{", b'{"model_type": "mistral",', 1)
-LISTING, CREATION = ("GET", "/finetunes$"), ("POST", "/finetunes$")
-
-
-@pytest.fixture(scope="module")
-def running():
-    with running_workers_ai() as running:
-        yield running
 
 
 @pytest.fixture
-def service(running):
-    running.clean()
-    return running
-
-
-@pytest.fixture
-def client(service):
-    return service.client
+def client(workers_ai):
+    return workers_ai.client
 
 
 def asset(name):
@@ -53,15 +38,15 @@ def published(client):
 # What works
 
 
-def test_a_finetune_is_created_and_listed(client, service):
+def test_a_finetune_is_created_and_listed(client, workers_ai):
     created = client.create(MODEL, "orchard", "of a test")
     assert client.finetunes() == [created]
     assert (created.name, created.model, created.description) == ("orchard", MODEL, "of a test")
-    assert service.ledger()["finetunes"][0]["public"] is False
+    assert workers_ai.ledger()["finetunes"][0]["public"] is False
 
 
-def test_its_files_arrive_byte_for_byte(client, service, published):
-    (kept,) = service.ledger()["finetunes"]
+def test_its_files_arrive_byte_for_byte(client, workers_ai, published):
+    (kept,) = workers_ai.ledger()["finetunes"]
     assert {name: found["size"] for name, found in kept["assets"].items()} == {n: len(b) for n, b in FILES.items()}
     assert kept["assets"][CONFIG]["config"]["model_type"] == "mistral"
 
@@ -71,9 +56,9 @@ def test_it_answers_a_prompt_by_its_name_and_by_its_id(client, published):
         assert client.ask(MODEL, lora, "What about pears?", 50).endswith("What about pears?")
 
 
-def test_a_file_that_is_there_already_stays(client, service, published):
+def test_a_file_that_is_there_already_stays(client, workers_ai, published):
     client.upload(published.id, asset(WEIGHTS))
-    assert len(service.ledger()["finetunes"][0]["assets"]) == 2
+    assert len(workers_ai.ledger()["finetunes"][0]["assets"]) == 2
 
 
 def test_nothing_is_listed_in_a_new_account(client):
@@ -81,34 +66,34 @@ def test_nothing_is_listed_in_a_new_account(client):
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 3, 4, 10])
-def test_a_listing_that_is_paged_is_read_to_its_end(client, service, page_size):
+def test_a_listing_that_is_paged_is_read_to_its_end(client, workers_ai, page_size):
     names = [f"adapter-{number}" for number in range(7)]
     for name in names:
         client.create(MODEL, name, "")
-    service.service.page_size = page_size
+    workers_ai.service.page_size = page_size
     assert sorted(finetune.name for finetune in client.finetunes()) == names
 
 
-def test_a_listing_that_repeats_its_pages_comes_to_an_end(client, service):
+def test_a_listing_that_repeats_its_pages_comes_to_an_end(client, workers_ai):
     client.create(MODEL, "orchard", "")
-    item = service.call("GET", "/finetunes").json()["result"][0]
+    item = workers_ai.call("GET", "/finetunes").json()["result"][0]
     page = {"success": True, "result": [item], "result_info": {"total_pages": 1000}}
-    service.fault(*LISTING, {"status": 200, "body": page}, times=5)
+    workers_ai.fault(*LISTING, {"status": 200, "body": page}, times=5)
     assert len(client.finetunes()) == 1
-    assert len(service.faults()) == 1
+    assert len(workers_ai.faults()) == 1
 
 
-def test_a_list_in_a_list_is_read_too(client, service):
+def test_a_list_in_a_list_is_read_too(client, workers_ai):
     """As the page about adapters has it."""
     items = [{"id": "1", "name": "a", "model": MODEL, "description": "x"}, {"id": "2", "name": "b", "model": MODEL}]
-    service.fault(*LISTING, {"status": 200, "body": {"success": True, "result": [items]}})
+    workers_ai.fault(*LISTING, {"status": 200, "body": {"success": True, "result": [items]}})
     assert [(found.id, found.name, found.description) for found in client.finetunes()] == [
         ("1", "a", "x"),
         ("2", "b", ""),
     ]
 
 
-def test_memory_does_not_grow_with_the_file(client, service):
+def test_memory_does_not_grow_with_the_file(client, workers_ai):
     chunk, count = bytes(1 << 20), 40
     tensors = shapes(side=160, layers=1)
     start = header({name: (8, 160 * 1024) if "lora_A" in name else (160 * 1024, 8) for name in tensors})
@@ -128,7 +113,7 @@ def test_memory_does_not_grow_with_the_file(client, service):
     client.upload(finetune.id, Asset(WEIGHTS, size, chunks))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert service.ledger()["finetunes"][0]["assets"][WEIGHTS]["size"] == size
+    assert workers_ai.ledger()["finetunes"][0]["assets"][WEIGHTS]["size"] == size
     assert peak < 16 << 20  # of which the emulation keeps what it looks at
 
 
@@ -157,9 +142,9 @@ def test_memory_does_not_grow_with_the_file(client, service):
         (400, 1234, "never heard of", Rejected, "http_400"),
     ],
 )
-def test_a_refusal_is_a_sentence_with_its_code(client, service, status, code, words, error, ours):
+def test_a_refusal_is_a_sentence_with_its_code(client, workers_ai, status, code, words, error, ours):
     body = {"success": False, "errors": [{"code": code, "message": words}], "messages": [], "result": None}
-    service.fault(*CREATION, {"status": status, "body": body})
+    workers_ai.fault(*CREATION, {"status": status, "body": body})
     with pytest.raises(error) as caught:
         client.create(MODEL, "orchard", "")
     assert caught.value.code == ours
@@ -168,8 +153,8 @@ def test_a_refusal_is_a_sentence_with_its_code(client, service, status, code, wo
     assert client.finetunes() == []
 
 
-def test_the_emulation_refuses_what_the_documentation_rules_out(client, service):
-    service.service.limit = 1
+def test_the_emulation_refuses_what_the_documentation_rules_out(client, workers_ai):
+    workers_ai.service.limit = 1
     with pytest.raises(Rejected, match="does not serve adapters"):
         client.create("@cf/qwen/qwen3-8b", "orchard", "")
     finetune = client.create(MODEL, "orchard", "")
@@ -187,30 +172,30 @@ def test_the_emulation_refuses_what_the_documentation_rules_out(client, service)
         client.upload(finetune.id, Asset(CONFIG, 2, lambda: [b"{}"]))
     with pytest.raises(Rejected, match="exactly"):
         client.upload(finetune.id, Asset("config.json", 2, lambda: [b"{}"]))
-    assert service.call("DELETE", f"/finetunes/{finetune.id}").status_code in (404, 405)
+    assert workers_ai.call("DELETE", f"/finetunes/{finetune.id}").status_code in (404, 405)
 
 
 @pytest.mark.parametrize("secret", [KnownSecret("another"), KnownSecret("ä"), KnownSecret("with\nbreak")])
-def test_a_token_that_is_not_accepted_is_for_the_operator(service, secret):
-    client = CloudflareWorkersAi(service.url, ACCOUNT, secret)
+def test_a_token_that_is_not_accepted_is_for_the_operator(workers_ai, secret):
+    client = CloudflareWorkersAi(workers_ai.url, ACCOUNT, secret)
     for call in (client.finetunes, lambda: client.create(MODEL, "orchard", "")):
         with pytest.raises(Unauthorised):
             call()
 
 
-def test_a_token_that_was_replaced_is_fetched_once_more(service):
+def test_a_token_that_was_replaced_is_fetched_once_more(workers_ai):
     secret = FakeSecret("old", TOKEN)
-    client = CloudflareWorkersAi(service.url, ACCOUNT, secret)
+    client = CloudflareWorkersAi(workers_ai.url, ACCOUNT, secret)
     finetune = client.create(MODEL, "orchard", "")
     assert secret.fetched == 1
-    client = CloudflareWorkersAi(service.url, ACCOUNT, FakeSecret("old", TOKEN))
+    client = CloudflareWorkersAi(workers_ai.url, ACCOUNT, FakeSecret("old", TOKEN))
     client.upload(finetune.id, asset(WEIGHTS))  # what was sent of it is sent again
-    assert WEIGHTS in service.ledger()["finetunes"][0]["assets"]
+    assert WEIGHTS in workers_ai.ledger()["finetunes"][0]["assets"]
 
 
-def test_the_token_is_in_no_sentence(client, service):
+def test_the_token_is_in_no_sentence(client, workers_ai):
     body = {"success": False, "errors": [{"code": 1, "message": f"your token {TOKEN} is odd"}]}
-    service.fault(*CREATION, {"status": 400, "body": body})
+    workers_ai.fault(*CREATION, {"status": 400, "body": body})
     with pytest.raises(Rejected) as caught:
         client.create(MODEL, "orchard", "")
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
@@ -220,9 +205,9 @@ def test_the_token_is_in_no_sentence(client, service):
     ("headers", "seconds"),
     [({"retry-after": "7"}, 7), ({}, 30), ({"retry-after": "soon"}, 30), ({"retry-after": "1e9"}, 3600)],
 )
-def test_a_pause_is_asked_for(client, service, headers, seconds):
+def test_a_pause_is_asked_for(client, workers_ai, headers, seconds):
     body = {"success": False, "errors": [{"code": 3040, "message": "No more data centers"}]}
-    service.fault(*CREATION, {"status": 429, "headers": headers, "body": body})
+    workers_ai.fault(*CREATION, {"status": 429, "headers": headers, "body": body})
     with pytest.raises(Throttled) as caught:
         client.create(MODEL, "orchard", "")
     assert caught.value.wait_seconds == seconds
@@ -252,25 +237,25 @@ UNKNOWN = [
 
 
 @pytest.fixture
-def impatient(monkeypatch, service):
+def impatient(monkeypatch, workers_ai):
     monkeypatch.setattr(module, "CALL_SECONDS", 0.5)
-    return CloudflareWorkersAi(service.url, ACCOUNT, KnownSecret(TOKEN))
+    return CloudflareWorkersAi(workers_ai.url, ACCOUNT, KnownSecret(TOKEN))
 
 
 @pytest.mark.parametrize("fault", UNKNOWN, ids=str)
-def test_a_creation_whose_outcome_is_unknown_is_never_repeated_here(service, impatient, fault):
-    service.fault(*CREATION, fault)
+def test_a_creation_whose_outcome_is_unknown_is_never_repeated_here(workers_ai, impatient, fault):
+    workers_ai.fault(*CREATION, fault)
     with pytest.raises(UnknownOutcome):
         impatient.create(MODEL, "orchard", "")
-    posts = [request for request in service.ledger()["requests"] if request["method"] == "POST"]
+    posts = [request for request in workers_ai.ledger()["requests"] if request["method"] == "POST"]
     assert len(posts) == 1
-    assert service.faults() == []
+    assert workers_ai.faults() == []
 
 
 @pytest.mark.parametrize("fault", UNKNOWN, ids=str)
-def test_a_listing_that_fails_is_asked_for_again_and_never_looks_empty(service, impatient, fault):
-    service.client.create(MODEL, "orchard", "")
-    service.fault(*LISTING, fault)
+def test_a_listing_that_fails_is_asked_for_again_and_never_looks_empty(workers_ai, impatient, fault):
+    workers_ai.client.create(MODEL, "orchard", "")
+    workers_ai.fault(*LISTING, fault)
     with pytest.raises(Transient):
         impatient.finetunes()
     assert [finetune.name for finetune in impatient.finetunes()] == ["orchard"]
@@ -289,35 +274,35 @@ def test_a_listing_that_fails_is_asked_for_again_and_never_looks_empty(service, 
     ],
     ids=str,
 )
-def test_what_is_no_list_is_not_taken_for_an_empty_one(client, service, body):
-    service.fault(*LISTING, {"status": 200, "body": body})
+def test_what_is_no_list_is_not_taken_for_an_empty_one(client, workers_ai, body):
+    workers_ai.fault(*LISTING, {"status": 200, "body": body})
     with pytest.raises(Transient):
         client.finetunes()
 
 
 @pytest.mark.parametrize("fault", [{"status": 500}, {"reset": "before"}, {"reset": "after"}, {"html": 502}], ids=str)
-def test_a_file_whose_outcome_is_unknown_is_sent_again(client, service, fault):
+def test_a_file_whose_outcome_is_unknown_is_sent_again(client, workers_ai, fault):
     finetune = client.create(MODEL, "orchard", "")
-    service.fault("POST", "*/finetune-assets", fault)
+    workers_ai.fault("POST", "*/finetune-assets", fault)
     with pytest.raises(Transient):
         client.upload(finetune.id, asset(WEIGHTS))
     client.upload(finetune.id, asset(WEIGHTS))
-    assert service.ledger()["finetunes"][0]["assets"].keys() == {WEIGHTS}
+    assert workers_ai.ledger()["finetunes"][0]["assets"].keys() == {WEIGHTS}
 
 
 @pytest.mark.parametrize("body", [b"short", b"x" * 100_000])
-def test_a_file_of_another_size_than_was_told_does_not_arrive(client, service, body):
+def test_a_file_of_another_size_than_was_told_does_not_arrive(client, workers_ai, body):
     finetune = client.create(MODEL, "orchard", "")
     with pytest.raises(Transient, match="size"):
         client.upload(finetune.id, Asset(WEIGHTS, 1000, lambda: [body]))
-    assert service.ledger()["finetunes"][0]["assets"] == {}
+    assert workers_ai.ledger()["finetunes"][0]["assets"] == {}
 
 
 @pytest.mark.parametrize(
     "body", [{"success": True, "result": {}}, {"success": True, "result": {"response": 7}}], ids=str
 )
-def test_an_answer_that_is_none_is_not_told_as_one(client, service, published, body):
-    service.fault("POST", "/run", {"status": 200, "body": body})
+def test_an_answer_that_is_none_is_not_told_as_one(client, workers_ai, published, body):
+    workers_ai.fault("POST", "/run", {"status": 200, "body": body})
     with pytest.raises(Transient):
         client.ask(MODEL, published.name, "?", 9)
 

@@ -5,26 +5,22 @@ import json
 import pytest
 
 from tests.local.provider_support import lines
-from tests.workflow.running import RunningStack, chat
+from tests.workflow.running import chat, settled_stack
 
 
 @pytest.fixture(scope="session")
 def running():
     # Many more jobs an hour than OpenAI allows: limits have a test of their own.
     unlimited = {"openai": {"creations_per_hour": None, "files_per_hour": None}}
-    running = RunningStack("--set", f"Providers={json.dumps(unlimited)}")
-    yield running
-    try:
-        running.assert_settled()
-    finally:
-        running.close()
+    with settled_stack("--set", f"Providers={json.dumps(unlimited)}") as running:
+        yield running
 
 
 @pytest.fixture
 def stack(running):
     """The stack that most tests share, with no fault left over from one to the next."""
     yield running
-    running.provider("DELETE", "/faults")
+    running.clear_faults()
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import boto3
 import requests
@@ -68,6 +69,12 @@ class RunningStack:
         self.bucket = self.address["bucket"]
         credentials = {name: self.address[name] for name in ("access_key_id", "secret_access_key")}
         self.s3 = s3_client(self.address["s3"], KnownSecret(json.dumps(credentials)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self.process.terminate()
@@ -246,6 +253,11 @@ class RunningStack:
         assert answer.ok, answer.text
         return answer.json()
 
+    def clear_faults(self) -> None:
+        """Leaves no fault over from one test to the next."""
+        self.provider("DELETE", "/faults")
+        self.workers_ai("DELETE", "/faults")
+
     def next_job(self, outcome: str, **plan: Any) -> None:
         self.provider("POST", "/jobs/next", {"outcome": outcome, **plan})
 
@@ -360,6 +372,14 @@ class RunningStack:
         jobs = self.provider("GET", "/ledger")["jobs"]
         paid = [job["training_file"] for job in jobs]
         assert len(paid) == len(set(paid)), "a dataset was paid more than once"
+
+
+@contextmanager
+def settled_stack(*options: str, **named: Any) -> Iterator[RunningStack]:
+    """A stack that must have brought everything to one end when it is left."""
+    with RunningStack(*options, **named) as stack:
+        yield stack
+        stack.assert_settled()
 
 
 def until[T](ask: Callable[[], T], right: Callable[[T], bool], seconds: float = ENDED_WITHIN) -> T:

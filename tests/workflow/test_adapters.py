@@ -7,7 +7,7 @@ import requests
 from tunedrop.runs import CONFIG, WEIGHTS
 
 from local.adapter import config, shapes, small_adapter, weights
-from tests.workflow.running import RunningStack, until
+from tests.workflow.running import settled_stack, until
 
 BASE = "mistralai/Mistral-7B-Instruct-v0.2"
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
@@ -16,20 +16,9 @@ LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 @pytest.fixture(scope="module")
 def running():
     """A stack whose service hands out the adapters that it trains."""
-    running = RunningStack("--set", "Provider=nebius", "--set", f"DefaultModel={LLAMA}")
-    running.takes_metadata = False
-    yield running
-    try:
-        running.assert_settled()
-    finally:
-        running.close()
-
-
-@pytest.fixture
-def stack(running):
-    yield running
-    running.provider("DELETE", "/faults")
-    running.workers_ai("DELETE", "/faults")
+    with settled_stack("--set", "Provider=nebius", "--set", f"DefaultModel={LLAMA}") as running:
+        running.takes_metadata = False
+        yield running
 
 
 def drop(stack, name, files):

@@ -14,10 +14,9 @@ HOUR = 3600
 @pytest.fixture(scope="module")
 def strict():
     limits = {"creations_per_hour": PER_HOUR, "files_per_hour": 100}
-    running = RunningStack("--set", f"Providers={json.dumps({'openai': limits})}", time_scale=600)
-    running.provider("PATCH", "/manners", limits)
-    yield running
-    running.close()
+    with RunningStack("--set", f"Providers={json.dumps({'openai': limits})}", time_scale=600) as running:
+        running.provider("PATCH", "/manners", limits)
+        yield running
 
 
 def test_runs_that_queue_up_break_no_limit_and_use_it(strict):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.provider_support import lines
-from tests.workflow.running import RunningStack, chat, run_id_of, until
+from tests.workflow.running import RunningStack, chat, run_id_of, settled_stack, until
 
 EXAMPLES = Path(__file__).parents[2] / "events/examples"
 
@@ -221,10 +221,9 @@ def test_a_paused_job_is_waited_for(stack, key, dataset):
 @pytest.fixture(scope="module")
 def attentive():
     """A stack that cancels the runs of deleted datasets, and whose day is four seconds long."""
-    attentive = RunningStack("--set", "OnDeletion=cancel", "--set", "CallbackHeartbeatMinutes=0", time_scale=20_000)
-    yield attentive
-    attentive.assert_settled()
-    attentive.close()
+    options = ("--set", "OnDeletion=cancel", "--set", "CallbackHeartbeatMinutes=0")
+    with settled_stack(*options, time_scale=20_000) as attentive:
+        yield attentive
 
 
 def test_a_dataset_that_is_deleted_while_its_job_is_under_way_cancels_it(attentive, key, dataset):

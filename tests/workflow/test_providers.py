@@ -8,10 +8,9 @@ from tests.workflow.running import RunningStack
 
 @pytest.fixture(params=["azure", "nebius"])
 def stack(request):
-    running = RunningStack("--set", f"Provider={request.param}")
-    running.name, running.takes_metadata = request.param, PROFILES[request.param].takes_metadata
-    yield running
-    running.close()
+    with RunningStack("--set", f"Provider={request.param}") as running:
+        running.name, running.takes_metadata = request.param, PROFILES[request.param].takes_metadata
+        yield running
 
 
 def test_a_drop_becomes_a_model_of_another_service(stack, key, dataset):

@@ -14,18 +14,16 @@ from tests.workflow.running import RunningStack, until
 @pytest.fixture(scope="module")
 def swept():
     """A stack of these tests alone: what others leave on purpose would be mended."""
-    running = RunningStack()
-    running.sweep()
-    time.sleep(1.1)  # what is dropped from now on is younger than the first sweep, in a store that counts seconds
-    yield running
-    running.close()
+    with RunningStack() as running:
+        running.sweep()
+        time.sleep(1.1)  # what is dropped from now on is younger than the first sweep, in a store that counts seconds
+        yield running
 
 
 @pytest.fixture
 def stack(swept):
     yield swept
-    swept.provider("DELETE", "/faults")
-    swept.workers_ai("DELETE", "/faults")
+    swept.clear_faults()
     assert "failed" not in swept.sweep()
 
 

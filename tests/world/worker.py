@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +20,7 @@ from tunedrop.errors import Unauthorised
 from tunedrop.providers import PROFILES, ProviderProfile
 from tunedrop.secret_store import Secret, StoredSecret
 
+from tests.unit.fakes import FakeContext
 from tests.world.edges import Call, Client, Cross
 from tests.world.machine import TaskFailed
 
@@ -46,19 +46,6 @@ ENVIRONMENT = {
     "NOTIFICATION_SECRET_ARN": "notification",
     "NOTIFY_QUEUE_URL": "queue",
 }
-
-
-@dataclass(frozen=True)
-class Context:
-    """What of Lambda's context object is looked at."""
-
-    function_name: str
-    memory_limit_in_mb: int = 512
-    invoked_function_arn: str = "arn:aws:lambda:us-east-1:123456789012:function:soak"
-    aws_request_id: str = "52fdfc07-2182-454f-963f-5f0f9a621d72"
-
-    def get_remaining_time_in_millis(self) -> int:
-        return 900_000
 
 
 class Services:
@@ -123,7 +110,7 @@ class Worker:
         """The function's answer, or the TaskFailed that Lambda makes of what it raises."""
         Worker.function = function  # there is one worker to a process
         try:
-            answer = self._handlers[function].handler(event, Context(function))
+            answer = self._handlers[function].handler(event, FakeContext(function))
             return json.loads(json.dumps(answer))
         except Exception as error:  # noqa: BLE001 - as Lambda does
             self._log.write(traceback.format_exc())

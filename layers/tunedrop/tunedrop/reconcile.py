@@ -181,31 +181,23 @@ def _age(at: str | None) -> float:
     return now() - seconds(at) if at else 0.0
 
 
+@dataclass(slots=True)
 class _Sweeper:
-    def __init__(
-        self,
-        notifications: Notifications,
-        bucket: Bucket,
-        ledger: SweepLedger,
-        executions: Executions,
-        adapters: Executions,
-        providers: Registry,
-        topic: Topic,
-        seconds_left: Callable[[], float],
-        sweep: Sweep,
-    ) -> None:
-        self.report = Report()
-        self._notifications = notifications
-        self._bucket = bucket
-        self._ledger = ledger
-        self._executions = executions
-        self._adapters = adapters
-        self._providers = providers
-        self._topic = topic
-        self._seconds_left = seconds_left
-        self._sweep = sweep
-        self._failing, sweep.failing = frozenset(sweep.failing), []
-        self._stop_at = 0.0
+    notifications: Notifications
+    bucket: Bucket
+    ledger: SweepLedger
+    executions: Executions
+    adapters: Executions
+    providers: Registry
+    topic: Topic
+    seconds_left: Callable[[], float]
+    begun: Sweep
+    report: Report = field(default_factory=Report)
+    _failing: frozenset[str] = frozenset()
+    _stop_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._failing, self.begun.failing = frozenset(self.begun.failing), []
 
     def sweep(self) -> None:
         names = self._configured()
@@ -217,13 +209,13 @@ class _Sweeper:
             *(lambda name=name: self._files(name, used) for name in names),
         ]
         for position, section in enumerate(sections):
-            left = self._seconds_left()
+            left = self.seconds_left()
             self._stop_at = left - (left - RESERVE_SECONDS) / (len(sections) - position)
             section()
 
     def _configured(self) -> list[str]:
         try:
-            return list(self._providers.configured())
+            return list(self.providers.configured())
         except TunedropError as error:
             self._failed("providers", error)
             return []
@@ -234,12 +226,12 @@ class _Sweeper:
         self, name: str, listed: Callable[[str | None], Page[Item]], look: Callable[[Item], None]
     ) -> bool:
         """Looks at each item of a listing, from where it was left; whether its end was reached."""
-        cursors = self._sweep.cursors
+        cursors = self.begun.cursors
         try:
-            while self._seconds_left() >= self._stop_at:
+            while self.seconds_left() >= self._stop_at:
                 page = listed(cursors.get(name))
                 for item in page.items:
-                    if self._seconds_left() < self._stop_at:
+                    if self.seconds_left() < self._stop_at:
                         break
                     self._each(name, look, item)
                 else:
@@ -267,19 +259,19 @@ class _Sweeper:
     def _failed(self, what: str, error: TunedropError) -> None:
         # What passes is no affair of a person's before it has failed in two sweeps.
         lasting = what in self._failing or not isinstance(error, Transient | Throttled)
-        if what not in self._sweep.failing:
-            self._sweep.failing.append(what)
+        if what not in self.begun.failing:
+            self.begun.failing.append(what)
         self.report.add("failed", alarm=lasting, what=what, error=type(error).__name__)
 
     # Runs
 
     def _runs(self) -> None:
         try:
-            running = self._executions.running() | self._adapters.running()
+            running = self.executions.running() | self.adapters.running()
         except TunedropError as error:
             self._failed("executions", error)
             return
-        self._through("runs", self._ledger.unsettled, lambda found: self._run(found, running))
+        self._through("runs", self.ledger.unsettled, lambda found: self._run(found, running))
 
     def _run(self, found: Unsettled, running: frozenset[str]) -> None:
         run, number = found.run, found.executions
@@ -292,39 +284,39 @@ class _Sweeper:
             else:
                 self._go_on(run, number)
         elif execution.stopped_at is not None and now() - execution.stopped_at >= SAFETY_SECONDS:
-            run = self._ledger.get(run.run_id)  # after its execution's end: nothing more comes of that
+            run = self.ledger.get(run.run_id)  # after its execution's end: nothing more comes of that
             if run.is_final and is_published(run, execution):
                 self._settle(run, found.creating_since)
             else:
-                self._go_on(run, self._ledger.next_execution(run.run_id, number))
+                self._go_on(run, self.ledger.next_execution(run.run_id, number))
 
     def _go_on(self, run: Run, number: int) -> None:
         """A new execution takes the run up where it stands; of one that has ended it tells the end once more."""
         if run.is_final:
-            self._ledger.release(run.run_id)  # the machine may have ended it by itself, without its last step
+            self.ledger.release(run.run_id)  # the machine may have ended it by itself, without its last step
         self._machine_of(run).start(RunRequest.of(run), number)
         kind = "unpublished_run" if run.is_final else "stuck_run"
         self.report.add(kind, alarm=number > PATIENT_EXECUTIONS, run_id=run.run_id, execution=number)
 
     def _machine_of(self, run: Run) -> Executions:
         """Where the run's executions are, as the webhook decides it."""
-        return self._adapters if adapter_name(run.key) else self._executions
+        return self.adapters if adapter_name(run.key) else self.executions
 
     def _settle(self, run: Run, creating_since: float | None) -> None:
-        self._ledger.release(run.run_id)
+        self.ledger.release(run.run_id)
         if creating_since is not None and run.job_id is None:
             if _age(run.finished_at) < DAY:
                 return
-            self._ledger.abandon(run.run_id, CREATE_JOB)
+            self.ledger.abandon(run.run_id, CREATE_JOB)
             self.report.add("creation_without_a_job", run_id=run.run_id)
-        self._ledger.close_run(run.run_id)
+        self.ledger.close_run(run.run_id)
 
     # Jobs
 
     def _jobs(self, name: str, used: dict[str, set[str]]) -> None:
         files: set[str] = set()
         try:
-            provider = self._providers.of(name)
+            provider = self.providers.of(name)
         except TunedropError as error:
             self._failed(f"jobs of {name}", error)
             return
@@ -334,7 +326,7 @@ class _Sweeper:
             self._job(name, provider, job)
 
         section = f"jobs of {name}"
-        from_the_start = section not in self._sweep.cursors
+        from_the_start = section not in self.begun.cursors
         if self._through(section, provider.jobs_listed, look) and from_the_start:
             used[name] = files
 
@@ -353,12 +345,12 @@ class _Sweeper:
                 self.report.add(kind, alarm=kind == "surplus_job", **ids)
                 return
             kind = judge_job(run, job) or kind  # it was quicker
-        if self._ledger.noted(run.run_id, f"told {job.id}"):
+        if self.ledger.noted(run.run_id, f"told {job.id}"):
             return
         if kind == "model_found":
             told = replace(run, job_id=job.id, fine_tuned_model=job.fine_tuned_model, trained_tokens=job.trained_tokens)
-            self._topic.publish(subject_of(told, MODEL_FOUND), message_of(told, MODEL_FOUND), MODEL_FOUND)
-        self._ledger.note(run.run_id, f"told {job.id}", {"at": now()})
+            self.topic.publish(subject_of(told, MODEL_FOUND), message_of(told, MODEL_FOUND), MODEL_FOUND)
+        self.ledger.note(run.run_id, f"told {job.id}", {"at": now()})
         self.report.add(kind, alarm=True, fine_tuned_model=job.fine_tuned_model, **ids)
 
     def _run_of(self, name: str, provider: Provider, job: ProviderJob) -> str | None:
@@ -366,7 +358,7 @@ class _Sweeper:
         if provider.profile.takes_metadata:
             run_id = (job.document.get("metadata") or {}).get("run_id")
             return run_id if isinstance(run_id, str) else None
-        known = self._ledger.run_of(f"{name}/{job.id}")
+        known = self.ledger.run_of(f"{name}/{job.id}")
         if known:
             return known
         try:
@@ -378,16 +370,16 @@ class _Sweeper:
     def _known(self, run_id: str, name: str) -> Run | None:
         """The run, if it is this stack's and was made at this service."""
         try:
-            run = self._ledger.get(run_id)
+            run = self.ledger.get(run_id)
         except UnknownRun:
             self.report.counts["of_another_stack"] += 1
             return None
-        return run if (run.provider or self._providers.default) == name else None
+        return run if (run.provider or self.providers.default) == name else None
 
     # Lost events
 
     def _objects(self) -> None:
-        sweep = self._sweep
+        sweep = self.begun
         if "objects" not in sweep.cursors:
             sweep.pass_began = now()
         # What was there before the first sweep is never started: its runs, if it had any, may not have been noted.
@@ -397,29 +389,29 @@ class _Sweeper:
 
     def _listed(self, cursor: str | None) -> Page[ListedObject]:
         """The datasets, and then the adapters where they do not lie among them; the cursor is the last key."""
-        prefix = self._notifications.prefix
+        prefix = self.notifications.prefix
         if ADAPTERS.startswith(prefix):
-            return self._bucket.listed(prefix, cursor)
+            return self.bucket.listed(prefix, cursor)
         if cursor and cursor.startswith(ADAPTERS):
-            return self._bucket.listed(ADAPTERS, cursor)
-        page = self._bucket.listed(prefix, cursor)
+            return self.bucket.listed(ADAPTERS, cursor)
+        page = self.bucket.listed(prefix, cursor)
         return replace(page, cursor=page.cursor or ADAPTERS)
 
     def _object(self, found: ListedObject, since: float) -> None:
-        bucket = self._notifications.bucket
+        bucket = self.notifications.bucket
         event = ObjectEvent(bucket, found.key, found.etag, found.size, "", created=True)
-        if event.why_ignored(bucket, self._notifications.prefix, self._notifications.suffix):
+        if event.why_ignored(bucket, self.notifications.prefix, self.notifications.suffix):
             return
-        if event.brings_adapter and not self._notifications.adapters:
+        if event.brings_adapter and not self.notifications.adapters:
             return
         if not since <= found.modified_at <= now() - SAFETY_SECONDS:
             return
-        begun_at = self._ledger.arrived(bucket, found.key, found.etag)
+        begun_at = self.ledger.arrived(bucket, found.key, found.etag)
         if begun_at is not None and begun_at > found.modified_at - CLOCKS_DIFFER_SECONDS:
             return
         run_id = swept_run_id(bucket, found.key, found.etag, found.modified_at)
         request = RunRequest(run_id, bucket, found.key, found.etag, found.size)
-        run = self._ledger.begin(Run.of(request))  # before it is started: its event, should it come now, finds it
+        run = self.ledger.begin(Run.of(request))  # before it is started: its event, should it come now, finds it
         self._machine_of(run).start(request)
         self.report.add("lost_event", run_id=run_id, key=found.key)
 
@@ -428,7 +420,7 @@ class _Sweeper:
     def _files(self, name: str, used: dict[str, set[str]]) -> None:
         if name not in used:
             return  # a job that was not seen may use any of them
-        provider = self._providers.of(name)
+        provider = self.providers.of(name)
         orphans: list[ProviderFile] = []
 
         def look(file: ProviderFile) -> None:
@@ -446,5 +438,5 @@ class _Sweeper:
         section = f"files of {name}"
         self._through(section, provider.files_listed, look)
         for file in orphans:  # after the listing, which goes on from the last file of a page
-            if file.id != self._sweep.cursors.get(section) and self._seconds_left() > RESERVE_SECONDS:
+            if file.id != self.begun.cursors.get(section) and self.seconds_left() > RESERVE_SECONDS:
                 self._each(section, delete, file)

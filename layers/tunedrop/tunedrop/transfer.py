@@ -180,9 +180,8 @@ class Outgoing:
         if committed_at is not None and now() < committed_at + LAST_LOOK_SECONDS:
             raise UnknownOutcome("whether the dataset has arrived is not known yet")
         above = self._provider.profile.uploads_above
-        if above is not None and size > above:
-            return _InParts(self._name, size, self._provider, self._notes, self._turn, self._look_at_the_clock)
-        return _OneCall(self._name, size, self._provider, self._notes, self._turn, self._look_at_the_clock)
+        task = _Task(self._name, size, self._provider, self._notes, self._turn, self._look_at_the_clock)
+        return _InParts(task) if above is not None and size > above else _OneCall(task)
 
     def _drop_what_is_noted(self) -> None:
         """Drops what earlier attempts left, where this one did not come to look for it."""
@@ -250,24 +249,27 @@ class _Arrived:
                 self._provider.delete_file(self._file.id)
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is to be sent, and what a way of sending it works with."""
+
+    name: str
+    size: int
+    provider: Provider
+    notes: _Notes
+    turn: _Turn
+    be_patient: Callable[[], None]
+
+    @property
+    def part_bytes(self) -> int:
+        return self.provider.profile.part_bytes
+
+
 class _OneCall:
     """One multipart request. It is as long as it says it is: without its last bytes the service makes no file of it."""
 
-    def __init__(
-        self,
-        name: str,
-        size: int,
-        provider: Provider,
-        notes: _Notes,
-        turn: _Turn,
-        be_patient: Callable[[], None],
-    ) -> None:
-        self._name = name
-        self._size = size
-        self._provider = provider
-        self._notes = notes
-        self._turn = turn
-        self._be_patient = be_patient
+    def __init__(self, task: _Task) -> None:
+        self._task = task
         self._held: deque[bytes] = deque()
         self._held_bytes = 0
         self._waiting: Queue[bytes | None] = Queue(WAITING_CHUNKS)
@@ -284,7 +286,7 @@ class _OneCall:
             self._hand_on(first)
 
     def commit(self) -> ProviderFile:
-        with self._notes.committing():
+        with self._task.notes.committing():
             if self._call is None:
                 return self._upload(self._held)
             for chunk in (*self._held, None):
@@ -310,11 +312,11 @@ class _OneCall:
             try:
                 return self._waiting.put(chunk, timeout=1)
             except Full:
-                self._be_patient()
+                self._task.be_patient()
 
     def _upload(self, chunks: Iterable[bytes]) -> ProviderFile:
-        with self._turn():
-            return self._provider.upload(self._name, chunks, self._size)
+        with self._task.turn():
+            return self._task.provider.upload(self._task.name, chunks, self._task.size)
 
     def _chunks(self) -> Iterator[bytes]:
         while (chunk := self._waiting.get()) is not None:
@@ -328,26 +330,13 @@ class _OneCall:
 class _InParts:
     """An upload in parts, several at the same time. What has arrived is noted, and is sent no second time."""
 
-    def __init__(
-        self,
-        name: str,
-        size: int,
-        provider: Provider,
-        notes: _Notes,
-        turn: _Turn,
-        be_patient: Callable[[], None],
-    ) -> None:
-        self._name = name
-        self._size = size
-        self._provider = provider
-        self._turn = turn
-        self._be_patient = be_patient
-        self._notes = notes
-        self._upload = _Upload.noted(notes, size, provider.profile.part_bytes)
+    def __init__(self, task: _Task) -> None:
+        self._task = task
+        self._upload = _Upload.noted(task.notes, task.size, task.part_bytes)
         self._resumed = self._upload is not None
         self._md5 = hashlib.md5(usedforsecurity=False)  # what the service compares
         self._part: list[bytes] = []
-        self._room = provider.profile.part_bytes
+        self._room = task.part_bytes
         self._count = 0
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(SENDERS, "send")
@@ -370,7 +359,7 @@ class _InParts:
             self._wait_for_one()
         upload = self._begun()
         ids = [upload.parts[number] for number in range(self._count)]
-        with self._notes.committing():
+        with self._task.notes.committing():
             return self._complete(upload, ids)
 
     def end(self, *, drop: bool) -> None:
@@ -378,16 +367,16 @@ class _InParts:
         self._pool.shutdown(wait=False, cancel_futures=True)
         wait(self._under_way, ENDING_SECONDS)
         if self._upload and not drop:
-            self._notes.complete(self._upload)
+            self._task.notes.complete(self._upload)
         elif self._upload:
             # What cannot be cancelled now expires within the hour.
             with suppress(TunedropError):
-                self._provider.cancel_upload(self._upload.id)
-                self._notes.write(upload=None, committed_at=None)
+                self._task.provider.cancel_upload(self._upload.id)
+                self._task.notes.write(upload=None, committed_at=None)
 
     def _send_part(self) -> None:
         number, chunks = self._count, self._part
-        self._count, self._part, self._room = number + 1, [], self._provider.profile.part_bytes
+        self._count, self._part, self._room = number + 1, [], self._task.part_bytes
         upload = self._begun()
         if number in upload.parts:
             return
@@ -397,22 +386,21 @@ class _InParts:
 
     def _begun(self) -> _Upload:
         if self._upload is None:
-            with self._turn():
-                begun = self._provider.begin_upload(self._name, self._size)
-            part_bytes = self._provider.profile.part_bytes
-            self._upload = _Upload(begun.id, begun.expires_at, self._size, part_bytes, {})
-            self._notes.write(upload=asdict(self._upload))
+            with self._task.turn():
+                begun = self._task.provider.begin_upload(self._task.name, self._task.size)
+            self._upload = _Upload(begun.id, begun.expires_at, self._task.size, self._task.part_bytes, {})
+            self._task.notes.write(upload=asdict(self._upload))
         return self._upload
 
     def _wait_for_one(self) -> None:
         while not wait([self._under_way[0]], 1).done:
-            self._be_patient()
+            self._task.be_patient()
         self._under_way.popleft().result()
 
     def _arrive(self, upload: _Upload, number: int, chunks: list[bytes]) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                part_id = self._provider.add_part(upload.id, chunks)
+                part_id = self._task.provider.add_part(upload.id, chunks)
                 break
             except (UnknownOutcome, Throttled) as error:
                 pause = error.wait_seconds if isinstance(error, Throttled) else attempt - 1
@@ -421,13 +409,13 @@ class _InParts:
                     raise
             except (Rejected, Denied) as error:
                 raise self._unless_gone(error, upload) from error
-        self._notes.arrived(upload, number, part_id)
+        self._task.notes.arrived(upload, number, part_id)
 
     def _complete(self, upload: _Upload, ids: list[str]) -> ProviderFile:
         unknown: UnknownOutcome | None = None
         for attempt in range(ATTEMPTS):
             try:
-                return self._provider.complete_upload(upload.id, ids, self._md5.hexdigest())
+                return self._task.provider.complete_upload(upload.id, ids, self._md5.hexdigest())
             except UnknownOutcome as error:
                 unknown = error
                 self._stopping.wait(attempt)
@@ -442,7 +430,7 @@ class _InParts:
         """The error to raise where the service refuses: its own, unless the reason is likely to be the upload's end."""
         if not self._resumed and now() < upload.expires_at:
             return error
-        self._notes.write(upload=None, committed_at=None)
+        self._task.notes.write(upload=None, committed_at=None)
         return Transient("an upload in parts is no longer there; the next attempt begins another")
 
 
