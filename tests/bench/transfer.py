@@ -90,7 +90,8 @@ def table(mb: int, runs: int, line: float | None, ways: list[str], *, function: 
             row(WAYS[way], found[way], bound)
         if function:
             bucket_client(near).delete_object(Bucket=near.bucket, Key=KEY)  # a disk holds only so much
-            row("the upload function, its init apart", [of_the_function(near, file, sha256)], bound)
+            took = [of_the_function(near, file, mb * 1_000_000, number) for number in range(runs)]
+            row("the upload function, its init apart", took, bound)
 
 
 @contextmanager
@@ -150,11 +151,11 @@ def row(name: str, found: list[dict[str, float]], bound: float) -> None:
     )
 
 
-def write_dataset(file: Path, size: int) -> str:
+def write_dataset(file: Path, size: int, subject: str = "plant") -> str:
     """A valid dataset of about `size` bytes, no example like another: its sha256."""
     text = b"Water it when the top inch of the soil is dry, less in winter, and keep it out of the wind. " * 8
     asked, told = b'{"messages": [{"role": "user", "content": "', b'"}, {"role": "assistant", "content": "'
-    example = b'%bHow do I look after plant number %%d?%b%%d: %b"}]}\n' % (asked, told, text)
+    example = b'%bHow do I look after %b number %%d?%b%%d: %b"}]}\n' % (asked, subject.encode(), told, text)
     sha256 = hashlib.sha256()
     with file.open("wb") as target:
         for number in range(size // 890):
@@ -214,7 +215,7 @@ def tunedrop(way: str, address: Address) -> Callable[[], object]:
 
     from tunedrop.bucket import S3Bucket
     from tunedrop.ledger import DynamoLedger
-    from tunedrop.preflight import Wanted, preflight
+    from tunedrop.preflight import Wanted, make_ready, preflight
     from tunedrop.provider import OpenAIProvider
     from tunedrop.providers import PROFILES
     from tunedrop.runs import Run, RunRequest
@@ -232,7 +233,7 @@ def tunedrop(way: str, address: Address) -> Callable[[], object]:
     wanted = Wanted(today=today, model="gpt-4.1-mini", at_home=False, count_tokens=way == "checked")
     provider.files_named("none")
     if way != "transfer":
-        preflight([b"{}\n"], None, None, wanted)  # loads what the check needs
+        make_ready("gpt-4.1-mini")  # as the function does at its start
 
     def work() -> None:
         stored = bucket.open(KEY)
@@ -265,17 +266,20 @@ class Nothing(io.RawIOBase):
         return len(data)
 
 
-def of_the_function(address: Address, file: Path, sha256: str) -> dict[str, float]:
+def of_the_function(address: Address, file: Path, size: int, number: int) -> dict[str, float]:
     """Seconds and peak megabytes of the upload function, in all its calls, on a dataset that is dropped now."""
-    bucket_client(address).upload_file(str(file), address.bucket, DATASET)
+    sha256 = write_dataset(file, size, f"tree {number}")  # the same one again would be a duplicate
     log = Path(address.logs) / "UploadFunction.log"
+    before = len(log.read_text()) if log.exists() else 0
+    bucket_client(address).upload_file(str(file), address.bucket, DATASET)
     end = time.monotonic() + 3600
     while time.monotonic() < end:
-        text = log.read_text() if log.exists() else ""
+        text = log.read_text()[before:] if log.exists() else ""
         calls = re.findall(r"\tDuration: ([\d.]+) ms.*Max Memory Used: (\d+) MB", text)
         files = arrived(address)
         if files and calls and len(calls) == text.count("START RequestId"):
             assert files == [sha256], "other bytes have arrived"
+            forget(address)
             peak = max(int(peak) for _, peak in calls)
             return {"seconds": sum(float(took) for took, _ in calls) / 1000, "peak": peak}
         time.sleep(1)

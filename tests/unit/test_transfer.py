@@ -61,7 +61,7 @@ def service(emulation):
 def provider(service, monkeypatch):
     monkeypatch.setattr(adapter, "PART_SECONDS", 0.8)
     monkeypatch.setattr(adapter, "UPLOAD_SECONDS", 0.8)
-    monkeypatch.setattr(transfer, "HELD_BYTES", 20_000)
+    monkeypatch.setattr(transfer, "WHOLE_BYTES", 20_000)
     monkeypatch.setattr(transfer, "NOTE_SECONDS", 0)
     return OpenAIProvider(PROFILE, service.url, FakeSecret(KEY))
 
@@ -446,7 +446,7 @@ class Stuck:
 
 @pytest.mark.parametrize(
     ("above", "most"),
-    [(ABOVE, (transfer.SENDERS + 1) * PART), (None, 20_000 + (transfer.WAITING_CHUNKS + 2) * 3000)],
+    [(ABOVE, (transfer.SENDERS + 1) * PART), (None, (transfer.WAITING_CHUNKS + 3) * 3000)],
     ids=["parts", "one call"],
 )
 def test_a_slow_service_holds_the_reader_up(service, provider, ledger, run, above, most):

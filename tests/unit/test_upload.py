@@ -711,9 +711,11 @@ def used_up(drop, upload, provider):
     upload(drop(chats(13), "first.jsonl"))
 
 
-@pytest.mark.parametrize("held", [transfer.HELD_BYTES, 100], ids=["at the end", "as it is read"])
-def test_a_valid_dataset_waits_for_its_turn_and_is_sent_then(drop, upload, provider, clock, used_up, monkeypatch, held):
-    monkeypatch.setattr(transfer, "HELD_BYTES", held)
+@pytest.mark.parametrize("whole", [transfer.WHOLE_BYTES, 100], ids=["at the end", "as it is read"])
+def test_a_valid_dataset_waits_for_its_turn_and_is_sent_then(
+    drop, upload, provider, clock, used_up, monkeypatch, whole
+):
+    monkeypatch.setattr(transfer, "WHOLE_BYTES", whole)
     run = drop()
     with pytest.raises(NotYet) as caught:
         upload(run)
@@ -724,9 +726,9 @@ def test_a_valid_dataset_waits_for_its_turn_and_is_sent_then(drop, upload, provi
     assert len(uploads(provider, run)) == 1
 
 
-@pytest.mark.parametrize("held", [transfer.HELD_BYTES, 100], ids=["at the end", "as it is read"])
-def test_what_is_wrong_with_a_dataset_does_not_wait_for_its_turn(drop, upload, used_up, monkeypatch, held):
-    monkeypatch.setattr(transfer, "HELD_BYTES", held)
+@pytest.mark.parametrize("whole", [transfer.WHOLE_BYTES, 100], ids=["at the end", "as it is read"])
+def test_what_is_wrong_with_a_dataset_does_not_wait_for_its_turn(drop, upload, used_up, monkeypatch, whole):
+    monkeypatch.setattr(transfer, "WHOLE_BYTES", whole)
     with pytest.raises(Rejected):
         upload(drop(chats() + b"{}\n"))
 

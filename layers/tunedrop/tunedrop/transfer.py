@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from queue import Full, Queue
@@ -46,9 +46,10 @@ ATTEMPTS_WITHOUT_TIME = 5
 function of 15 minutes has no more attempts."""
 LAST_LOOK_SECONDS = 120.0
 """A commit whose outcome is unknown is looked for so long before it is repeated: listings lag behind."""
-HELD_BYTES = 8 << 20
-"""Of one call, so much at the end is held back; what is no larger is sent as a whole after the verdict."""
-WAITING_CHUNKS = 8
+WHOLE_BYTES = 8 << 20
+"""What is no larger is sent as a whole after the verdict. Of a larger one the last chunk is held back until then."""
+WAITING_CHUNKS = 16
+"""So many may have been read while a call has not got under way: the service's turn has to be asked for first."""
 SENDERS = 3
 ATTEMPTS = 4
 LONGEST_PAUSE_SECONDS = 30.0
@@ -271,24 +272,22 @@ class _OneCall:
     def __init__(self, task: _Task) -> None:
         self._task = task
         self._held: deque[bytes] = deque()
-        self._held_bytes = 0
         self._waiting: Queue[bytes | None] = Queue(WAITING_CHUNKS)
         self._given_up = threading.Event()
         self._pool = ThreadPoolExecutor(1, "send")
         self._call: Future[ProviderFile] | None = None
 
     def send(self, chunk: bytes) -> None:
-        self._held.append(chunk)
-        self._held_bytes += len(chunk)
-        while self._held_bytes - len(self._held[0]) >= HELD_BYTES:
-            first = self._held.popleft()
-            self._held_bytes -= len(first)
-            self._hand_on(first)
+        if chunk:  # an empty one holds nothing back
+            self._held.append(chunk)
+        while len(self._held) > 1 and self._task.size > WHOLE_BYTES:
+            self._hand_on(self._held.popleft())
 
     def commit(self) -> ProviderFile:
         with self._task.notes.committing():
             if self._call is None:
-                return self._upload(self._held)
+                with self._task.turn():
+                    return self._upload(self._held)
             for chunk in (*self._held, None):
                 self._hand_on(chunk)
             return self._call.result()
@@ -304,7 +303,7 @@ class _OneCall:
 
     def _hand_on(self, chunk: bytes | None) -> None:
         if self._call is None:
-            self._call = self._pool.submit(self._upload, self._chunks())
+            self._call = self._begun()
         while True:
             if self._call.done():
                 self._call.result()
@@ -314,9 +313,19 @@ class _OneCall:
             except Full:
                 self._task.be_patient()
 
+    def _begun(self) -> Future[ProviderFile]:
+        # The turn is asked for here: a thread beside the check would be kept waiting for it, and the line with it.
+        turn = ExitStack()
+        turn.enter_context(self._task.turn())
+
+        def call() -> ProviderFile:
+            with turn:
+                return self._upload(self._chunks())
+
+        return self._pool.submit(call)
+
     def _upload(self, chunks: Iterable[bytes]) -> ProviderFile:
-        with self._task.turn():
-            return self._task.provider.upload(self._task.name, chunks, self._task.size)
+        return self._task.provider.upload(self._task.name, chunks, self._task.size)
 
     def _chunks(self) -> Iterator[bytes]:
         while (chunk := self._waiting.get()) is not None:
