@@ -199,6 +199,10 @@ class MemoryLedger:
         self.get(run_id)
         return run_id in self._withdrawn
 
+    def reserved(self, run_id, use):
+        self.get(run_id)
+        return self._slots.get((run_id, use))
+
     def reserve(self, run_id, use, limit):
         self.get(run_id)
         noted = self._slots.get((run_id, use))

@@ -252,6 +252,17 @@ def test_the_eleventh_job_of_an_hour_waits_for_its_turn_and_is_created_then(run,
     assert len(jobs(provider, run)) == 1
 
 
+def test_a_run_that_is_asked_before_its_turn_asks_the_service_nothing(run, provider, ledger, clock):
+    for number in range(1, 11):
+        step(another(run, provider, ledger, number), provider, ledger)
+    with pytest.raises(NotYet) as first:
+        step(run, provider, ledger)
+    clock.advance(first.value.wait_seconds / 2)
+    with pytest.raises(NotYet) as second:
+        step(run, None, ledger)
+    assert second.value.wait_seconds == pytest.approx(first.value.wait_seconds / 2, abs=0.01)
+
+
 def test_another_models_job_need_not_wait(run, provider, ledger):
     for number in range(1, 11):
         step(another(run, provider, ledger, number), provider, ledger)

@@ -534,7 +534,12 @@ def test_a_run_has_one_slot_however_often_it_asks_and_one_for_each_of_its_calls(
 
 
 def test_a_slot_is_used_up_by_its_call(ledger, run, clock):
+    assert ledger.reserved(A, "job") is None
+    slot = ledger.reserve(A, "job", JOBS)
+    assert ledger.reserved(A, "job") == slot
+    assert ledger.reserved(A, "another") is None
     call(ledger, clock, A, JOBS)
+    assert ledger.reserved(A, "job") is None
     assert ledger.reserve(A, "job", JOBS).cell != 1
 
 

@@ -154,6 +154,25 @@ def test_a_slot_that_could_not_be_noted_is_dealt_out_again(clock):
     assert ledger.reserve("2", "job", ONE).at == first.at + ONE.spacing
 
 
+@pytest.mark.parametrize("since", [0, 1000], ids=["now", "a second ago"])
+def test_who_was_not_admitted_makes_no_call_even_if_the_cell_is_open_by_now(ledger, clock, since):
+    with pytest.raises(NotYet) as caught:
+        enter(Answering(ledger, admit=milliseconds(clock.at) - since), "0")
+    assert caught.value.wait_seconds == 0
+
+
+class Answering:
+    """Hands every call on, but for what it answers itself."""
+
+    def __init__(self, whole, **answers):
+        self._whole, self._answers = whole, answers
+
+    def __getattr__(self, name):
+        if name in self._answers:
+            return lambda *_: self._answers[name]
+        return getattr(self._whole, name)
+
+
 def test_nothing_is_called_while_the_ledger_is_away(ledger):
     for method in ("reserve", "admit"):
         with pytest.raises(Transient):
@@ -187,6 +206,7 @@ class World:
         self.began = time.at
         self.seen = []  # when the service saw a call
         self.asked = 0
+        self.dead = []  # calls whose process has died: kept, since one that is collected would still come to its end
 
     def at(self, when, do, *arguments):
         heapq.heappush(self.agenda, (when, next(self.order), do, arguments))
@@ -225,6 +245,7 @@ class World:
         if not dies or self.random.random() < 0.5:
             self.seen.append(when + self.random.uniform(0, takes))
         if dies:
+            self.dead.append(call)
             self.at(when + takes + self.late(), self.turn, run_id)
         else:
             self.at(when + takes, self.end, call, run_id)

@@ -726,6 +726,20 @@ def test_a_valid_dataset_waits_for_its_turn_and_is_sent_then(
     assert len(uploads(provider, run)) == 1
 
 
+def test_a_dataset_is_not_read_again_before_its_turn(drop, upload, bucket, clock, used_up, monkeypatch):
+    run = drop()
+    with pytest.raises(NotYet) as caught:
+        upload(run)
+    clock.advance(caught.value.wait_seconds / 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("tunedrop.upload.preflight", None)
+        with pytest.raises(NotYet):
+            upload(run)
+    bucket.objects.clear()
+    with pytest.raises(Missing):
+        upload(run)
+
+
 @pytest.mark.parametrize("whole", [transfer.WHOLE_BYTES, 100], ids=["at the end", "as it is read"])
 def test_what_is_wrong_with_a_dataset_does_not_wait_for_its_turn(drop, upload, used_up, monkeypatch, whole):
     monkeypatch.setattr(transfer, "WHOLE_BYTES", whole)

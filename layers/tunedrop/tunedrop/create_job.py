@@ -8,7 +8,7 @@ from tunedrop.clock import now, seconds
 from tunedrop.deletion import dataset_deleted
 from tunedrop.errors import Denied, NotYet, Rejected, Throttled, Transient, Unauthorised
 from tunedrop.ledger import CREATE_JOB, Ledger
-from tunedrop.limits import JOBS, in_turn, limit_of
+from tunedrop.limits import JOBS, in_turn, limit_of, refuse_before_turn
 from tunedrop.provider import Provider, ProviderFile, ProviderJob
 from tunedrop.runs import Run
 from tunedrop.steps import Done, Wait, next_look_seconds
@@ -43,6 +43,7 @@ def create_job(run: Run, *, provider: Provider, ledger: Ledger) -> Wait | Done:
     """
     if run.job_id:
         return Done("training")
+    refuse_before_turn(run.run_id, CREATE_JOB, ledger)
     assert run.file_id is not None, "the upload step records the file before it lets the run go on"  # noqa: S101 - ours to keep
     if not _processed(provider.file(run.file_id)):
         return Wait(_processing_pause(now() - seconds(run.updated_at)), run.state)

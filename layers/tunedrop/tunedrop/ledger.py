@@ -83,6 +83,9 @@ class Ledger(Protocol):
     def reserve(self, run_id: str, use: str, limit: Limit) -> Slot:
         """The slot of the run's call ``use``: the one that it has, else the next that is free. Raises UnknownRun."""
 
+    def reserved(self, run_id: str, use: str) -> Slot | None:
+        """The slot that the run's call ``use`` has and has not used up, if there is one."""
+
     def admit(self, run_id: str, use: str, slot: Slot, limit: Limit, over: int) -> int:
         """Lets the call of a slot be made, which uses the slot up: 0. Where it may not, the time to ask again.
 
@@ -259,6 +262,11 @@ class DynamoLedger:
                 self._return(slot)
             raise
         return slot
+
+    def reserved(self, run_id: str, use: str) -> Slot | None:
+        """See :meth:`Ledger.reserved`."""
+        noted = self._item(run_id).get(f"{_SLOT}{use}")
+        return _slot(noted) if noted else None
 
     def _deal(self, limit: Limit) -> Slot:
         at = milliseconds(now())

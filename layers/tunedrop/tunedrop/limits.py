@@ -147,6 +147,20 @@ def _family(model: str) -> str:
     return _DATE.sub("", base)
 
 
+def refuse_before_turn(run_id: str, use: str, ledger: Ledger) -> None:
+    """Refuses what can only end in waiting, before it costs anything: the call has a turn, and that is still to come.
+
+    A run whose dataset was deleted goes on all the same, to its end.
+
+    Raises:
+        NotYet: with the time that is left until then.
+        Transient: the ledger cannot be reached.
+    """
+    slot = ledger.reserved(run_id, use)
+    if slot and not ledger.withdrawn(run_id):
+        _refuse_until(slot.at)
+
+
 @contextmanager
 def in_turn(run_id: str, use: str, limit: Limit, longest_call_seconds: float, ledger: Ledger) -> Iterator[None]:
     """Lets a call of the run's into the block when it is its turn; ``use`` tells its calls apart.
@@ -170,7 +184,8 @@ def in_turn(run_id: str, use: str, limit: Limit, longest_call_seconds: float, le
             # It may have been admitted all the same, and makes no call: the cell is open to the next one, or to itself.
             _unless_it_fails(lambda: ledger.settle(slot, limit, over, milliseconds(now()) - limit.period))
             raise
-        _refuse_until(turn)
+        if turn:  # whatever the time is by now: it was not admitted
+            raise _not_yet(turn)
     try:
         yield
     except Throttled as error:
@@ -189,7 +204,11 @@ def milliseconds(seconds: float) -> int:
 
 def _refuse_until(at: int) -> None:
     if at > milliseconds(now()):
-        raise NotYet("the fine-tuning service's limit is used up for now", at / 1000 - now())
+        raise _not_yet(at)
+
+
+def _not_yet(at: int) -> NotYet:
+    return NotYet("the fine-tuning service's limit is used up for now", max(0.0, at / 1000 - now()))
 
 
 def _unless_it_fails(write: Callable[[], None]) -> None:

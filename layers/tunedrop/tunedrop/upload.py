@@ -21,6 +21,7 @@ from tunedrop.events import DATASET, MAX_KEY_BYTES, SPECIFICATION, VALIDATION
 from tunedrop.job_request import parameters as job_parameters
 from tunedrop.job_specification import MAX_SIZE
 from tunedrop.ledger import Ledger, UnknownRun
+from tunedrop.limits import refuse_before_turn
 from tunedrop.preflight import OVER_BUDGET, Preflight, Wanted, judge_job, preflight, provider_and_model
 from tunedrop.provider import Provider, Registry
 from tunedrop.runs import DEPLOYMENT, Run, results_key, swept_run_id
@@ -75,10 +76,11 @@ def _check_and_send(
     ledger: Ledger,
     seconds_left: Callable[[], float],
 ) -> Wait | Done:
-    specification_text = _specification(run, bucket)
-    provider, wanted = _wanted(specification_text, settings, providers)
     training = bucket.open(run.key, run.etag)
     _refuse_late(run, training, ledger)
+    refuse_before_turn(run.run_id, run.run_id + DATASET, ledger)
+    specification_text = _specification(run, bucket)
+    provider, wanted = _wanted(specification_text, settings, providers)
     _refuse_too_large(training, provider)
 
     def outgoing(stored: StoredObject, ending: str) -> Outgoing:
