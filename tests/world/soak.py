@@ -28,6 +28,7 @@ HOUR = 3600.0
 SCALE = 3600.0
 PATIENCE_SECONDS = 80.0  # below every time-out of a function, and of what the limits allow a call
 NOTIFICATIONS_EACH = 3
+SHARE_IN_THE_RUSH = 0.3
 SHARE_OF_FAULTS = 0.01
 LONGEST_SECONDS = 20 * 60.0
 LEAST_USE = 0.95
@@ -60,7 +61,7 @@ class Result:
     @property
     def is_well(self) -> bool:
         """Whether everything holds; the rate says something only over many hours."""
-        used = self.share_of_allowed_rate >= LEAST_USE or self.objects < 1000
+        used = self.share_of_allowed_rate >= LEAST_USE or self.objects < 3000
         return used and not (self.problems or self.lost or self.paid_twice or self.breaches or self.leaks)
 
 
@@ -82,8 +83,7 @@ def soak(
         UPLOADS: Limit(PROFILE.files_per_hour or 0, HOUR),
     }
     cloud.callbacks, cloud.forgeries = 2, 1
-    # A little more than may be uploaded in the time, so that there is a queue at both limits.
-    _drop(cloud, objects, within=HOUR * objects / 120)
+    _drop(cloud, objects)
     chance = random.Random(seed)
     cpu, begun = _cpu(), time.monotonic()
     next_kill = begun + chance.uniform(*kill_every)
@@ -104,9 +104,14 @@ def soak(
     return _result(cloud, objects, pool, seconds, _cpu() - cpu)
 
 
-def _drop(cloud: Cloud, objects: int, within: float) -> None:
+def _drop(cloud: Cloud, objects: int) -> None:
+    """First a rush of a little more than may be uploaded in the time, then a little more than may be trained on in the
+    time: so there is a queue at both limits, and never none at the second."""
+    rush = round(SHARE_IN_THE_RUSH * objects)
+    rushed = HOUR * rush / (1.2 * (PROFILE.files_per_hour or math.inf))
+    rest = HOUR * (objects - rush) / (1.1 * (PROFILE.creations_per_hour or math.inf))
     for number in range(objects):
-        at = cloud.chance.uniform(0, within)
+        at = cloud.chance.uniform(0, rushed) if number < rush else cloud.chance.uniform(rushed, rushed + rest)
         cloud.timers.after(
             at, lambda n=number: cloud.drop(f"soak/{n}.jsonl", dataset(str(n)), NOTIFICATIONS_EACH, HOUR)
         )
