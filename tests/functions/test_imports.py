@@ -65,6 +65,7 @@ OPTIONAL = (
     "KEY_PREFIX",
     "KEY_SUFFIX",
     "WORKERS_AI_ACCOUNT_ID",
+    "MALLOC_ARENA_MAX",  # the C library reads it
 )
 REQUIRED = [
     (folder, variable)
