@@ -82,7 +82,7 @@ def collect_results(
             run = _end(run, outcome, provider, bucket, ledger)
         except Unauthorised as error:
             # Without the traceback: what the service said of the key is in its causes.
-            _logger.error("%s", error, extra={"alarm": "unauthorised", "run_id": run.run_id})  # noqa: TRY400 - as said above
+            _logger.error("%s", error, extra={"alarm": "unauthorised", "run_id": run.run_id})  # noqa: TRY400 - not its causes
             raise
     ledger.release(run.run_id)
     return {

@@ -70,7 +70,7 @@ def take(step: Callable[[], Wait | Done], run: Run, deadline_hours: float) -> di
     except Unauthorised as error:
         # Nothing is lost by waiting, and what is lost by ending cannot be had back: an operator can still mend it.
         # Without the traceback: what the service said of the key is in its causes.
-        _logger.error("%s", error, extra={"alarm": "unauthorised", "run_id": run.run_id})  # noqa: TRY400 - as said above
+        _logger.error("%s", error, extra={"alarm": "unauthorised", "run_id": run.run_id})  # noqa: TRY400 - not its causes
         outcome = Wait(_patient(UNAUTHORISED_PAUSE_SECONDS, run), run.state)
     except UnknownOutcome as error:
         _logger.warning("%s; looking again before anything is repeated", error, extra={"run_id": run.run_id})
